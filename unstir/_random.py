@@ -1,0 +1,73 @@
+"""Random numbers that belong to a sample, not to a batch.
+
+The noise of sample i in row r is a pure function of (seed, i, r): it does not depend on the other
+samples, on the order of evaluation, nor on the device (it is drawn on the CPU and moved). So a
+picture does not change with the batch it is drawn in, and a run can be split or resumed anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+PRIOR = 0  # the stream of the start state; row r of a plan uses stream r + 1
+
+
+def mix(*keys: int) -> int:
+    """Hash integers to 64 well-mixed bits (the SplitMix64 finaliser, chained)."""
+    state = 0
+    for key in keys:
+        state = (state + key + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def sample_keys(batch: int, seed: int | Sequence[int], index: Sequence[int] | None = None) -> list[int]:
+    """One key per sample: of (seed, i) for an integer seed, or of each seed of a sequence."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        seeds = [int(s) for s in seed]
+        if len(seeds) != batch:
+            raise ValueError(f"seed has {len(seeds)} entries for a batch of {batch}; give one integer or one per sample")
+        return [mix(s, i) for s, i in zip(seeds, index or [0] * batch, strict=True)]
+    numbers = range(batch) if index is None else index
+    if len(numbers) != batch:
+        raise ValueError(f"index has {len(numbers)} entries for a batch of {batch}; give one per sample")
+    return [mix(seed, i) for i in numbers]
+
+
+def draw(
+    keys: Sequence[int],
+    shape: Sequence[int],
+    stream: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Standard normal noise of shape (len(keys), *shape), row i from the stream (keys[i], stream)."""
+    # Half types are drawn in float32, so that a picture is the same up to rounding in any dtype.
+    drawn = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    out = torch.empty((len(keys), *shape), dtype=drawn)
+    generator = torch.Generator()
+    for i, key in enumerate(keys):
+        generator.manual_seed(mix(key, stream) >> 1)
+        out[i] = torch.randn(tuple(shape), generator=generator, dtype=drawn)
+    return out.to(device=device, dtype=dtype)
+
+
+def normal(
+    shape: Sequence[int],
+    *,
+    seed: int | Sequence[int] = 0,
+    index: Sequence[int] | None = None,
+    stream: int = PRIOR,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Standard normal noise of shape (B, *), sample i from its own stream; see the module."""
+    if not shape or any(int(n) < 1 for n in shape):
+        raise ValueError(f"shape={tuple(shape)} must be (batch, *), all sizes at least 1")
+    return draw(sample_keys(shape[0], seed, index), shape[1:], stream, dtype, device)

@@ -1,0 +1,211 @@
+"""Denoiser = network + process + what the network predicts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._calls import count_call
+from ..process import Process, Table
+from ..process.base import expand, float64
+from .prediction import Prediction
+
+
+def _label(process: Process, t: Tensor) -> Tensor:
+    if isinstance(process, Table):
+        return process.label(t)
+    return (1000 * t - 1).clamp_min(0)
+
+
+TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
+    "unit": lambda process, t: t,
+    "label": _label,  # T·t − 1, at least 0 (T = 1000 unless the process is a table)
+    "thousand": lambda process, t: 1000 * t,
+    "logsnr": lambda process, t: process.logsnr(t),
+    "sigma": lambda process, t: process.noise_ratio(t),
+    "c_noise": lambda process, t: -0.25 * process.logsnr(t),  # ¼ log σ̂
+}
+
+
+class Decoder(NamedTuple):
+    """Numbers of one evaluation time: D = m x + n · network(scale · x, time)."""
+
+    m: Tensor
+    n: Tensor
+    time: Tensor
+    scale: Tensor | None
+
+
+class Denoiser(nn.Module):
+    """A network that, through its process, predicts the data: model(x, t, **cond) -> D ≈ E[x0 | x_t].
+
+    network: any callable network(x, t, **cond); the output may be a tensor, a tuple whose first
+        entry is the prediction, or an object or dict with `sample` (diffusers). Further outputs
+        are given by `outputs`.
+    process: the forward process it was trained on.
+    predicts: "data", "noise", "velocity", "flow", "score" or "edm", see `PREDICTIONS`.
+    time: what the network is told: "unit" (t itself), "label" (T·t − 1), "thousand" (1000 t),
+        "logsnr", "sigma" (σ̂), "c_noise" (¼ log σ̂), or a callable (process, t) -> tensor.
+    sigma_data: standard deviation of the data, used by "edm".
+    sees_anchor: the network takes the anchor of an anchored process as keyword `anchor`.
+    clip: (low, high) to which D is clipped; off unless you ask for it.
+
+    x is (B, *); t a number or (B,). The result has x's shape and dtype.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        process: Process,
+        predicts: str = "noise",
+        *,
+        time: str | Callable[[Process, Tensor], Tensor] = "unit",
+        sigma_data: float = 0.5,
+        sees_anchor: bool = False,
+        clip: tuple[float, float] | None = None,
+        shape: tuple[int, ...] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(network):
+            raise TypeError(f"network is {type(network).__name__}; it must be callable as network(x, t)")
+        if not isinstance(process, Process):
+            raise TypeError(f"process is {type(process).__name__}; it must be an unstir.process.Process")
+        if isinstance(time, str) and time not in TIMES:
+            raise ValueError(f"time={time!r} is unknown; one of {', '.join(TIMES)} or a callable")
+        if clip is not None and not clip[0] < clip[1]:
+            raise ValueError(f"clip={clip} must be (low, high) with low < high")
+        self.network, self.process, self.time, self.clip = network, process, time, clip
+        self.prediction = Prediction(predicts, sigma_data)
+        self.sees_anchor = sees_anchor
+        self.shape = tuple(shape) if shape is not None else None  # of one sample, without the batch
+        self.meta: dict[str, Any] = dict(meta or {})
+        self.plans: dict[int, Any] = {}  # NFE -> plan shipped with the model
+
+    def decoder(self, t: Tensor) -> Decoder:
+        """The numbers of evaluations at times t (any shape), in float64."""
+        t = float64(t)
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        m, n = self.prediction.decode(alpha, sigma)
+        if self.prediction.kind in ("noise", "score") and bool((alpha == 0).any()):
+            raise ValueError(
+                f"a network that predicts {self.prediction.kind} says nothing about the data where α = 0 "
+                f"(t = {float(t[alpha == 0].flatten()[0]) if t.ndim else float(t):g}); "
+                "start the plan at a smaller t, or train with predicts='velocity', 'flow' or 'data'"
+            )
+        time = TIMES[self.time](self.process, t) if isinstance(self.time, str) else self.time(self.process, t)
+        return Decoder(m, n, time, self.prediction.input_scale(alpha, sigma))
+
+    def call(self, x: Tensor, time: Tensor, scale: Tensor | float | None = None, **cond: Any) -> tuple[Tensor, tuple[Any, ...]]:
+        """The raw network output and its further outputs, for a ready-made time and input scale."""
+        out = self.network(x if scale is None else x * scale, time, **cond)
+        raw, extras = split_output(out)
+        if isinstance(raw, Tensor) and raw.shape != x.shape:
+            raise ValueError(
+                f"the network returned shape {tuple(raw.shape)} for a state of shape {tuple(x.shape)}; "
+                "return a tensor of the state's shape (extra outputs as further entries of a tuple)"
+            )
+        count_call(raw)
+        return raw, extras
+
+    def outputs(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, tuple[Any, ...]]:
+        """(D, extras): the data prediction and whatever else the network returned."""
+        decoder = self.decoder(float64(t).to(x.device))
+        time = decoder.time.to(x.dtype)
+        scale = None if decoder.scale is None else expand(decoder.scale, x)
+        raw, extras = self.call(x, time.expand(x.shape[0]) if time.ndim == 0 else time, scale, **cond)
+        return self.finish(x, raw, expand(decoder.m, x), expand(decoder.n, x)), extras
+
+    def finish(self, x: Tensor, raw: Tensor, m: Tensor | float, n: Tensor | float) -> Tensor:
+        """D = m x + n raw, clipped if the model was made so."""
+        data = combine(((m, x), (n, raw)))
+        return data if self.clip is None else data.clamp(*self.clip)
+
+    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        """The data prediction D(x, t), of x's shape and dtype."""
+        return self.outputs(x, t, **cond)[0]
+
+    def on(self, process: Process) -> ConvertedDenoiser:
+        """This model as a denoiser of another process.
+
+        The same λ gives the same scaled state x/α on every (α, σ) path, so
+        D'(x, t) = D(x · α(s)/α'(t), s) with λ(s) = λ'(t): the conversion is exact and free.
+        """
+        return ConvertedDenoiser(self, process)
+
+    def extra_repr(self) -> str:
+        return f"process={self.process!r}, predicts={self.prediction.kind!r}, time={self.time!r}"
+
+
+class ConvertedDenoiser(nn.Module):
+    """A denoiser seen from another process; see `Denoiser.on`."""
+
+    def __init__(self, model: Any, process: Process) -> None:
+        super().__init__()
+        if model.process.anchored or process.anchored:
+            raise ValueError("only processes without an anchor can be exchanged")
+        self.model, self.process = model, process
+        self.shape = getattr(model, "shape", None)
+
+    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        source = self.model.process
+        t = float64(t).to(x.device)
+        s = source.time(self.process.logsnr(t))
+        lam = self.process.logsnr(t)
+        if bool((lam < source.logsnr(1.0) - 1e-9).any()):
+            raise ValueError(
+                f"λ = {float(lam.min()):.3f} is noisier than the model's process reaches "
+                f"(λ = {float(source.logsnr(1.0)):.3f} at t = 1); start the plan at a smaller t"
+            )
+        # x/α' · α, by way of σ where α' vanishes: α/α' = (σ/σ') at equal λ.
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        ratio = torch.where(alpha > sigma, source.alpha(s) / alpha, source.sigma(s) / sigma)
+        return self.model(expand(ratio, x) * x, s, **cond)
+
+
+def split_output(out: Any) -> tuple[Any, tuple[Any, ...]]:
+    """(prediction, further outputs) of whatever a network returned."""
+    if isinstance(out, Tensor):
+        return out, ()
+    if isinstance(out, tuple | list):
+        return out[0], tuple(out[1:])
+    if hasattr(out, "sample") and isinstance(out.sample, Tensor):
+        return out.sample, ()
+    if isinstance(out, Mapping):
+        if isinstance(out.get("sample"), Tensor):
+            return out["sample"], tuple(v for k, v in out.items() if k != "sample")
+        return dict(out), ()
+    raise TypeError(f"the network returned {type(out).__name__}; return a tensor, a tuple or an object with .sample")
+
+
+def combine(terms: tuple[tuple[Any, Tensor], ...] | list[tuple[Any, Tensor]]) -> Tensor:
+    """Σ w · x over (w, x) pairs with weights that are numbers or broadcasting tensors.
+
+    Weights 0 are skipped and a weight 1 is not multiplied, so that a row which returns its
+    prediction returns it exactly. Never in place: autograd may be watching.
+    """
+    total: Tensor | None = None
+    for weight, x in terms:
+        number = isinstance(weight, float | int)
+        if number and weight == 0:
+            continue
+        if total is None:
+            total = x if number and weight == 1 else x * weight
+        elif number:
+            total = torch.add(total, x, alpha=weight)
+        else:
+            total = torch.addcmul(total, x, weight)
+    return torch.zeros_like(terms[0][1]) if total is None else total
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Does a network or transform ask for the keyword `name` by naming it in its signature?"""
+    target = function.forward if isinstance(function, nn.Module) else function
+    try:
+        return name in inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
