@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,10 +35,10 @@ TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
 class Decoder(NamedTuple):
     """Numbers of one evaluation time: D = m x + n · network(scale · x, time)."""
 
-    m: Tensor
-    n: Tensor
+    m: Any
+    n: Any
     time: Tensor
-    scale: Tensor | None
+    scale: Any
 
 
 class Denoiser(nn.Module):
@@ -84,6 +85,7 @@ class Denoiser(nn.Module):
         self.sees_anchor = sees_anchor
         self.shape = tuple(shape) if shape is not None else None  # of one sample, without the batch
         self.meta: dict[str, Any] = dict(meta or {})
+        self._decoders: dict[Any, Decoder] = {}
         self.plans: dict[int, Any] = {}  # NFE -> plan shipped with the model
 
     def decoder(self, t: Tensor) -> Decoder:
@@ -112,13 +114,31 @@ class Denoiser(nn.Module):
         count_call(raw)
         return raw, extras
 
+    def _at(self, t: Tensor | float, x: Tensor) -> Decoder:
+        """`decoder`, in the form in which one call needs it: numbers for a common t, (B, 1, …) tensors else.
+
+        A run asks for the same few times over and over (every sample, guidance branch and row), so
+        the numbers of a common time are kept. Concurrent writers write equal values.
+        """
+        if isinstance(t, Tensor) and t.ndim > 0:
+            m, n, time, scale = self.decoder(t.to(x.device))
+            return Decoder(expand(m, x), expand(n, x), time.to(x.dtype), None if scale is None else expand(scale, x))
+        key = (float(t), x.dtype, x.device)
+        known = self._decoders.get(key)
+        if known is None:
+            m, n, time, scale = self.decoder(float64(key[0]))
+            time = time.to(x.device, x.dtype).reshape(1)
+            known = Decoder(float(m), float(n), time, None if scale is None else float(scale))
+            if len(self._decoders) > 10_000:
+                self._decoders.clear()
+            self._decoders[key] = known
+        return known
+
     def outputs(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """(D, extras): the data prediction and whatever else the network returned."""
-        decoder = self.decoder(float64(t).to(x.device))
-        time = decoder.time.to(x.dtype)
-        scale = None if decoder.scale is None else expand(decoder.scale, x)
-        raw, extras = self.call(x, time.expand(x.shape[0]) if time.ndim == 0 else time, scale, **cond)
-        return self.finish(x, raw, expand(decoder.m, x), expand(decoder.n, x)), extras
+        m, n, time, scale = self._at(t, x)
+        raw, extras = self.call(x, time.expand(x.shape[0]), scale, **cond)
+        return self.finish(x, raw, m, n), extras
 
     def finish(self, x: Tensor, raw: Tensor, m: Tensor | float, n: Tensor | float) -> Tensor:
         """D = m x + n raw, clipped if the model was made so."""
@@ -182,7 +202,7 @@ def split_output(out: Any) -> tuple[Any, tuple[Any, ...]]:
     raise TypeError(f"the network returned {type(out).__name__}; return a tensor, a tuple or an object with .sample")
 
 
-def combine(terms: tuple[tuple[Any, Tensor], ...] | list[tuple[Any, Tensor]]) -> Tensor:
+def combine(terms: Sequence[tuple[Any, Tensor]]) -> Tensor:
     """Σ w · x over (w, x) pairs with weights that are numbers or broadcasting tensors.
 
     Weights 0 are skipped and a weight 1 is not multiplied, so that a row which returns its
@@ -190,22 +210,34 @@ def combine(terms: tuple[tuple[Any, Tensor], ...] | list[tuple[Any, Tensor]]) ->
     """
     total: Tensor | None = None
     for weight, x in terms:
-        number = isinstance(weight, float | int)
-        if number and weight == 0:
-            continue
-        if total is None:
-            total = x if number and weight == 1 else x * weight
-        elif number:
-            total = torch.add(total, x, alpha=weight)
+        if type(weight) is float:
+            if weight == 0.0:
+                continue
+            if total is None:
+                total = x if weight == 1.0 else x * weight
+            else:
+                total = torch.add(total, x, alpha=weight)
+        elif isinstance(weight, Tensor):
+            weight = weight.to(x)
+            total = x * weight if total is None else torch.addcmul(total, x, weight)
         else:
-            total = torch.addcmul(total, x, weight)
+            return combine([(w if isinstance(w, Tensor) else float(w), x) for w, x in terms])
     return torch.zeros_like(terms[0][1]) if total is None else total
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
     """Does a network or transform ask for the keyword `name` by naming it in its signature?"""
-    target = function.forward if isinstance(function, nn.Module) else function
+    if isinstance(function, nn.Module):
+        return _names(type(function).forward, name)
     try:
-        return name in inspect.signature(target).parameters
+        return _names(function, name)
+    except TypeError:  # not hashable
+        return False
+
+
+@lru_cache(maxsize=1024)
+def _names(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False

@@ -1,0 +1,345 @@
+"""Plan: a sampler as a table, one row per network evaluation. Row i means
+
+    evaluate   D_i = denoiser(X_i, t_i)
+    remember   F_i = p_i X_i + q_i D_i + s_i F_{i−1}
+    advance    X_{i+1} = a_i X_i + Σ_j b_ij F_{i−j} + e_i + c_i z_i,      z_i ~ N(0, I)
+
+Entries are float64 numbers, or tensors that broadcast over the state. A plan holds no run state, so
+one plan serves any number of threads; rows are addressed by number and never searched by time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..process import Process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Coef = float | Tensor
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row; see the module for the meaning of the letters.
+
+    t: time of X_i, where the denoiser is evaluated; to: time of X_{i+1}.
+    b: {lag j: weight of F_{i−j}}. A row with evaluate=False makes no call and has no F of its own.
+    boundary: X_{i+1} is a genuine solution value (hooks may edit it), not an inner stage.
+    kwargs: keyword arguments for the network in this row (layer skipping, switches).
+    """
+
+    t: Any
+    to: Any
+    a: Coef
+    b: Mapping[int, Coef] = field(default_factory=dict)
+    c: Coef = 0.0
+    p: Coef = 0.0
+    q: Coef = 1.0
+    s: Coef = 0.0
+    e: Coef = 0.0
+    evaluate: bool = True
+    boundary: bool = True
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def noisy(self) -> bool:
+        """Does this row add noise?"""
+        return isinstance(self.c, Tensor) or self.c != 0
+
+    def leaf(self, name: str) -> Row:
+        """The row that acts on one leaf of a dict state: this one (`JointRow` has one per leaf)."""
+        return self
+
+    @property
+    def gain(self) -> Coef:
+        """B_i, the total coefficient of D_i in X_{i+1}."""
+        return self.b.get(0, 0.0) * self.q
+
+
+class Plan:
+    """An immutable table of rows, and where it came from.
+
+    len(plan) is the NFE: the number of rows that call the network. `offset` is the number of the
+    first row (not 0 for the tail of a split plan, whose lags reach into the head); `keep` are the
+    rows whose F must outlive the plan, because the tail reads them.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        process: Process,
+        *,
+        name: str = "custom",
+        options: Mapping[str, Any] = NOTHING,
+        order: float | None = None,
+        offset: int = 0,
+        keep: frozenset[int] = frozenset(),
+    ) -> None:
+        self.rows = tuple(rows)
+        self.process, self.keep = process, keep
+        self.name, self.options, self.order, self.offset = name, MappingProxyType(dict(options)), order, offset
+        if not self.rows:
+            raise ValueError("a plan needs at least one row")
+        for i, row in enumerate(self.rows):
+            self._check(i, row)
+
+    def _check(self, i: int, row: Row) -> None:
+        if 0 in row.b and not row.evaluate:
+            raise ValueError(f"row {i} makes no call, so it has no F_{i}; its lags must be at least 1")
+        for letter in "abcpqse":
+            entry = getattr(row, letter)
+            for value in entry.values() if isinstance(entry, Mapping) else (entry,):
+                if not (bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)):
+                    raise ValueError(f"row {i}: {letter} is not finite ({value}); the grid or the process does not fit the solver")
+        for lag in row.b:
+            source = i - lag
+            if lag < 0 or source < -self.offset:
+                raise ValueError(f"row {i}: lag {lag} reaches row {source}, which does not exist")
+            if source >= 0 and not self.rows[source].evaluate:
+                raise ValueError(f"row {i}: lag {lag} reaches row {source}, which makes no call")
+
+    # -- the table as a sequence --------------------------------------------------------------
+    def __len__(self) -> int:
+        return sum(row.evaluate for row in self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __getitem__(self, i: int) -> Row:
+        return self.rows[i]
+
+    @property
+    def nfe(self) -> int:
+        """Network calls of one run, the same as len(plan)."""
+        return len(self)
+
+    @property
+    def times(self) -> list[float]:
+        """t of every row and of the final state."""
+        return [row.t for row in self.rows] + [self.rows[-1].to]
+
+    @property
+    def start(self) -> Any:
+        """Time of the state that the plan starts from."""
+        return self.rows[0].t
+
+    @property
+    def end(self) -> Any:
+        """Time of the state that the plan ends with."""
+        return self.rows[-1].to
+
+    @property
+    def stochastic(self) -> bool:
+        """Does any row add noise?"""
+        return any(row.noisy for row in self.rows)
+
+    @property
+    def history(self) -> int:
+        """The largest lag: how many past predictions are kept."""
+        return max((lag for row in self.rows for lag in row.b), default=0)
+
+    def last_use(self) -> dict[int, int]:
+        """{row whose F is remembered: last row that reads it}; F_i is also read by an s in row i + 1."""
+        use: dict[int, int] = {}
+        for i, row in enumerate(self.rows, self.offset):
+            for lag in row.b:
+                use[i - lag] = i
+            if row.evaluate and not (isinstance(row.s, float) and row.s == 0):
+                use[i - 1] = i
+        return {**use, **dict.fromkeys(self.keep, self.offset + len(self.rows))}
+
+    # -- pieces ----------------------------------------------------------------------------------
+    def split(self, row: int | None = None, *, t: float | None = None) -> tuple[Plan, Plan]:
+        """(head, tail): the rows before `row` and from it on, or cut at the first boundary not above time t.
+
+        The tail reads the head's history: pass the `State` that `unstir.sample(..., full=True)` of
+        the head returns as the `x` of the tail; the result is bitwise that of the whole plan.
+        """
+        if (row is None) == (t is None):
+            raise ValueError("give exactly one of row= and t=")
+        if row is None:
+            cuts = [i + 1 for i, r in enumerate(self.rows) if r.boundary and r.to <= t and i + 1 < len(self.rows)]
+            if not cuts:
+                raise ValueError(f"t={t}: no boundary of the plan lies at or below it")
+            row = cuts[0]
+        if not 0 < row < len(self.rows):
+            raise ValueError(f"row={row} must lie in 1 … {len(self.rows) - 1}")
+        if not self.rows[row - 1].boundary:
+            raise ValueError(f"row={row} begins at an inner stage; split where the previous row has boundary=True")
+        cut = self.offset + row
+        tail = self._with(self.rows[row:], offset=cut)
+        needed = frozenset(i for i in tail.last_use() if i < cut)
+        return self._with(self.rows[:row], keep=needed), tail
+
+    def tail(self, start: float) -> Plan:
+        """The same solver compiled on the part of the grid at and below time `start`, without history.
+
+        `start` itself becomes the first node: what image-to-image (`strength`), restoration that
+        starts from a stirred picture, and resuming with another model need.
+        """
+        from ..solvers import compile_plan  # a plan knows its recipe, the solvers room carries it out
+
+        recipe = dict(self.options)
+        if "solver" not in recipe or "nodes" not in recipe:
+            raise ValueError("this plan was not made by unstir.plan, so it cannot be compiled again; use split")
+        nodes = [float(u) for u in recipe["nodes"]]
+        below = [u for u in nodes if u < start * (1 - 1e-12)]
+        if not below or start > nodes[0] * (1 + 1e-12):
+            raise ValueError(f"start={start} must lie above the last node and at or below {nodes[0]}")
+        return compile_plan(recipe["solver"], self.process, [start, *below], **recipe.get("solver_options", {}))
+
+    def _with(self, rows: Sequence[Row], **changes: Any) -> Plan:
+        same = {"name": self.name, "options": self.options, "order": self.order, "offset": self.offset, "keep": self.keep}
+        return Plan(rows, self.process, **{**same, **changes})
+
+    def map_rows(self, change: Any) -> Plan:
+        """A plan with change(i, row) for every row; the recipe is dropped, since the table is no longer its."""
+        rows = [change(i, row) for i, row in enumerate(self.rows)]
+        return self._with(rows, options={})
+
+    # -- exact properties ------------------------------------------------------------------------
+    def propagate(self, gain: Any, offset: Any = 0.0, x_mean: float = 0.0, x_std: float | None = None) -> list[tuple[float, float]]:
+        """Exact mean and standard deviation of every state, for a linear scalar denoiser D = g(t) x + o(t).
+
+        gain, offset: numbers or functions of t. The start has mean `x_mean` and standard deviation
+        `x_std` (σ(start) by default). No sampling: a state is a vector of coefficients over
+        (1, start noise, z_0, z_1, …), so Gaussian data give weak errors from the rows alone.
+        """
+        from .trace import propagate
+
+        return propagate(self, gain, offset, x_mean, x_std)
+
+    def invariants(self) -> tuple[list[float], list[float]]:
+        """Residuals (I1, I2) of the two universal row invariants, relative, one per row.
+
+        I1 constant data: with X = α and D = 1 every row lands on α.   I2 zero data: with D = 0 and
+        X ~ N(0, σ²) every row lands on standard deviation σ (for deterministic rows: on σ itself).
+        Every deterministic method and every stochastic data-form method satisfies both.
+        """
+        from .trace import invariants
+
+        return invariants(self)
+
+    # -- text ---------------------------------------------------------------------------------------
+    def __str__(self) -> str:
+        from .text import table
+
+        return table(self)
+
+    def __repr__(self) -> str:
+        return f"Plan({self.name!r}, nfe={len(self)}, {self.process!r}, t {_short(self.start)} → {_short(self.end)})"
+
+    def fingerprint(self) -> str:
+        """A short hash of every number of the table and of the process; equal tables have equal fingerprints."""
+        from .text import fingerprint
+
+        return fingerprint(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan as JSON, atomically."""
+        from .text import save
+
+        return save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan written by `save`. ValueError if the file is not one, or was altered."""
+        from .text import load
+
+        return load(path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.fingerprint() == other.fingerprint()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+
+def _short(t: Any) -> str:
+    return f"{t:.4g}" if isinstance(t, float | int) else "per sample"
+
+
+@dataclass(frozen=True)
+class JointRow:
+    """Row i of several plans at once, one per leaf of a dict state; one network call serves all."""
+
+    rows: Mapping[str, Row]
+
+    def leaf(self, name: str) -> Row:
+        if name not in self.rows:
+            raise ValueError(f"the state has a leaf {name!r}; the joint plan has {', '.join(self.rows)}")
+        return self.rows[name]
+
+    @property
+    def _one(self) -> Row:
+        return next(iter(self.rows.values()))
+
+    def _shared(self, letter: str) -> Any:
+        values = {name: getattr(row, letter) for name, row in self.rows.items()}
+        first = next(iter(values.values()))
+        return first if all(v == first for v in values.values()) else values
+
+    @property
+    def t(self) -> Any:
+        """The common time, or {leaf: time} where they differ; the model is called with it."""
+        return self._shared("t")
+
+    @property
+    def to(self) -> Any:
+        return self._shared("to")
+
+    @property
+    def evaluate(self) -> bool:
+        return self._one.evaluate
+
+    @property
+    def boundary(self) -> bool:
+        return all(row.boundary for row in self.rows.values())
+
+    @property
+    def noisy(self) -> bool:
+        return any(row.noisy for row in self.rows.values())
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        return {key: value for row in self.rows.values() for key, value in row.kwargs.items()}
+
+
+class JointPlan:
+    """Plans of equal length, one per leaf of a dict state, run in step: leaves may have their own process.
+
+    JointPlan({"image": plan_a, "action": plan_b}); the model is called with the dict state, with t
+    (or {leaf: t}), and returns {leaf: data prediction}.
+    """
+
+    def __init__(self, plans: Mapping[str, Plan]) -> None:
+        if not plans:
+            raise ValueError("plans is empty; give at least one leaf")
+        shapes = {name: [row.evaluate for row in plan.rows] for name, plan in plans.items()}
+        first = next(iter(shapes.values()))
+        if any(shape != first for shape in shapes.values()):
+            raise ValueError(f"plans must call the network in the same rows; lengths are {({k: len(v) for k, v in shapes.items()})}")
+        self.plans = MappingProxyType(dict(plans))
+        self.rows = tuple(JointRow({name: plan.rows[i] for name, plan in plans.items()}) for i in range(len(first)))
+        self.offset = 0
+
+    def __len__(self) -> int:
+        return sum(row.evaluate for row in self.rows)
+
+    def last_use(self) -> dict[int, int]:
+        """As `Plan.last_use`, over all leaves."""
+        use: dict[int, int] = {}
+        for plan in self.plans.values():
+            for i, last in plan.last_use().items():
+                use[i] = max(last, use.get(i, last))
+        return use

@@ -1,0 +1,79 @@
+"""Solvers compile a process and a grid to a plan; they never see a network or a tensor of data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..plan.plan import Plan
+from ..process import Process
+from . import catalogue  # noqa: F401  (fills the register)
+from .grids import GRIDS, Grid, make_grid
+from .levels import Levels, phi
+from .multistep import multistep
+from .onestep import ddim, ddpm, heun, renoise, sde
+from .registry import SOLVERS, Solver, compile_plan, compiler, find, register
+
+AUTO = "dpmpp-3m"
+
+
+def plan(
+    name: str = "auto",
+    process: Process | Any = None,
+    nfe: int | None = None,
+    grid: str | Grid | Sequence[float] = "auto",
+    start: float = 1.0,
+    end: float = 0.0,
+    grid_options: dict[str, float] | None = None,
+    **options: Any,
+) -> Plan:
+    """Compile a named solver to a plan of exactly `nfe` network calls.
+
+    name: see `unstir.solvers.SOLVERS`; "auto" is the measured default (docs/auto.md).
+    process: a process, or a denoiser, whose process is used.
+    grid: a name of `GRIDS`, "auto", a function (process, n, start, end), or the nodes themselves
+        (then nfe may be left out).
+    start, end: times in [0, 1]; end = 0 is clean data, where the last row returns D exactly.
+    options: of the solver, such as eta or order.
+    """
+    process = getattr(process, "process", process)
+    if not isinstance(process, Process):
+        raise TypeError(f"process is {type(process).__name__}; give an unstir.process.Process or a denoiser")
+    if isinstance(name, str) and name.lower() == "auto":
+        name = AUTO
+    entry = find(name)
+    explicit = not isinstance(grid, str) and not callable(grid)
+    if nfe is None:
+        if not explicit:
+            raise ValueError("give nfe=, the number of network calls (or grid= with the nodes themselves)")
+        nodes = [float(t) for t in grid]
+        return compile_plan(entry.name, process, nodes, **options)
+    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
+        raise ValueError(f"nfe={nfe!r} must be an integer of at least 1, the number of network calls")
+    clean = float(process.sigma(end)) == 0
+    stages = entry.stages(nfe, clean)
+    if grid == "auto":
+        grid = "logsnr"
+    nodes = make_grid(grid, process, len(stages), start, end, **(grid_options or {}))
+    return compile_plan(entry.name, process, nodes, stages=stages, **options)
+
+
+__all__ = [
+    "GRIDS",
+    "SOLVERS",
+    "Levels",
+    "Solver",
+    "compile_plan",
+    "compiler",
+    "ddim",
+    "ddpm",
+    "find",
+    "heun",
+    "make_grid",
+    "multistep",
+    "phi",
+    "plan",
+    "register",
+    "renoise",
+    "sde",
+]
