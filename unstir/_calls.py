@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +30,21 @@ _active: ContextVar[Calls | None] = ContextVar("unstir_calls", default=None)
 
 
 @contextmanager
-def count_calls() -> Iterator[Calls]:
-    """Counts every `Denoiser` call made inside the block, in this thread."""
-    calls = Calls()
+def counting(calls: Calls) -> Iterator[Calls]:
+    """Adds every `Denoiser` call made inside the block, in this thread, to `calls`."""
     token = _active.set(calls)
     try:
         yield calls
     finally:
         _active.reset(token)
+
+
+def count_calls() -> AbstractContextManager[Calls]:
+    """`with count_calls() as calls:` counts every `Denoiser` call made outside a run of the executor.
+
+    A run has a counter of its own: `unstir.sample(..., full=True).calls`.
+    """
+    return counting(Calls())
 
 
 def count_call(raw: Any) -> None:

@@ -123,11 +123,11 @@ class Denoiser(nn.Module):
         if isinstance(t, Tensor) and t.ndim > 0:
             m, n, time, scale = self.decoder(t.to(x.device))
             return Decoder(expand(m, x), expand(n, x), time.to(x.dtype), None if scale is None else expand(scale, x))
-        key = (float(t), x.dtype, x.device)
+        key = (float(t), x.dtype, x.device, x.shape[0])
         known = self._decoders.get(key)
         if known is None:
             m, n, time, scale = self.decoder(float64(key[0]))
-            time = time.to(x.device, x.dtype).reshape(1)
+            time = time.to(x.device, x.dtype).expand(x.shape[0])
             known = Decoder(float(m), float(n), time, None if scale is None else float(scale))
             if len(self._decoders) > 10_000:
                 self._decoders.clear()
@@ -137,7 +137,7 @@ class Denoiser(nn.Module):
     def outputs(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """(D, extras): the data prediction and whatever else the network returned."""
         m, n, time, scale = self._at(t, x)
-        raw, extras = self.call(x, time.expand(x.shape[0]), scale, **cond)
+        raw, extras = self.call(x, time, scale, **cond)
         return self.finish(x, raw, m, n), extras
 
     def finish(self, x: Tensor, raw: Tensor, m: Tensor | float, n: Tensor | float) -> Tensor:

@@ -60,6 +60,11 @@ class GaussianMixture(_Exact):
     a number. Positive semi-definite covariances are allowed (data on subspaces).
     """
 
+    log_weights: Tensor  # (K,)
+    means: Tensor  # (K, n)
+    spectrum: Tensor  # (K, n), eigenvalues of the covariances
+    axes: Tensor | None  # (K, n, n), their eigenvectors; None if they are diagonal
+
     def __init__(self, process: Process, weights: Any, means: Any, covariances: Any) -> None:
         weights, means, cov = float64(weights), float64(means), float64(covariances)
         if means.ndim == 1:
@@ -178,6 +183,7 @@ class LowRankMixture(GaussianMixture):
         self.register_buffer("spectrum", spectrum)
 
     def _coordinates(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.axes is not None
         r = x[:, None] - alpha[:, None] * self.means.to(x.dtype)
         inside = torch.einsum("bkn,knd->bkd", r, self.axes.to(x.dtype))
         return r, inside, alpha[:, None] ** 2 * self.spectrum.to(x.dtype)
@@ -193,6 +199,7 @@ class LowRankMixture(GaussianMixture):
         return self.log_weights.to(x.dtype) - 0.5 * (quadratic + log_det)
 
     def _posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        assert self.axes is not None
         _, inside, signal = self._coordinates(x, alpha, sigma)
         tiny = torch.finfo(x.dtype).tiny
         gain = alpha[:, None] * self.spectrum.to(x.dtype) / (signal + sigma[:, None] ** 2).clamp_min(tiny)
@@ -207,6 +214,9 @@ class Empirical(_Exact):
     D is a softmax-weighted mean of the data (plus the kernel's own shrinkage); with bandwidth 0
     it is the nearest datum as σ → 0.
     """
+
+    data: Tensor  # (N, n)
+    norms: Tensor  # (N,), ‖x_i‖²
 
     def __init__(self, process: Process, data: Any, bandwidth: float = 0.0) -> None:
         data = float64(data)

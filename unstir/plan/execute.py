@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._calls import Calls, _active
+from .._calls import Calls, counting
 from .._random import PRIOR, draw, mix, sample_keys
 from ..denoiser.denoiser import accepts, combine
 from ..process.base import expand
@@ -56,7 +56,7 @@ class State:
     def check(self) -> None:
         """Raise `NonFiniteError` naming the first row whose state was not finite (one wait for the device)."""
         if self.marks:
-            finite = torch.isfinite(torch.stack([mark for _, _, mark in self.marks]))
+            finite = torch.isfinite(torch.stack([mark.detach() for _, _, mark in self.marks]))
             if not bool(finite.all()):
                 number, t, _ = self.marks[int((~finite).nonzero()[0])]
                 raise NonFiniteError(number, t)
@@ -115,71 +115,102 @@ def steps(
     With grad=False the rows run without autograd, whatever the caller does between them.
     A state that is not finite raises `NonFiniteError` when the run ends.
     """
-    if isinstance(plan, dict):
-        plan = JointPlan(plan)
+    run, state = launch(model, plan, x, shape, seed, index, hooks, anchor, noise, dtype, device, cond)
+    return _guarded(run, state, grad)
+
+
+def launch(
+    model: Any,
+    plan: Any,
+    x: Any,
+    shape: Any,
+    seed: Any,
+    index: Any,
+    hooks: Any,
+    anchor: Any,
+    noise: Any,
+    dtype: Any,
+    device: Any,
+    cond: Any,
+) -> tuple[Iterator[Step], State]:
+    """A run that has not begun, and its state; the caller sets autograd and counts calls (`_guarded`, `sample`)."""
+    plan = JointPlan(plan) if isinstance(plan, dict) else plan
     if not hasattr(plan, "generate") and not isinstance(plan, Plan | JointPlan):
-        raise TypeError(f"plan is {type(plan).__name__}; give an unstir.Plan (see unstir.plan), a dict of plans or a row generator")
+        raise TypeError(
+            f"plan is {type(plan).__name__}; give an unstir.Plan (see unstir.plan), a dict of plans or a row generator"
+        )
     state = _begin(model, plan, x, shape, seed, index, anchor, dtype, device)
     state.hooks = tuple(hooks) if isinstance(hooks, list | tuple) else (hooks,)
-    return _run(model, plan, state, anchor, noise, grad, cond)
+    return _run(model, plan, state, anchor, noise, cond), state
 
 
-def _run(model: Any, plan: Any, state: State, anchor: Tensor | None, noise: Noise | None, grad: bool, cond: dict[str, Any]) -> Iterator[Step]:
+def _guarded(run: Iterator[Step], state: State, grad: bool) -> Iterator[Step]:
+    """The rows of `run`, each with autograd off unless wanted and its calls counted, the caller's code between them not."""
+    while True:
+        with nullcontext() if grad else torch.no_grad(), counting(state.calls):
+            step = next(run, None)
+        if step is None:
+            return
+        yield step
+
+
+def _run(
+    model: Any, plan: Any, state: State, anchor: Tensor | None, noise: Noise | None, cond: dict[str, Any]
+) -> Iterator[Step]:
     static = not hasattr(plan, "generate")
     offset = plan.offset if static else 0
-    uses = plan.last_use() if static else None
-    process = None if isinstance(plan, JointPlan) else plan.process
-    anchored = process is not None and process.anchored
+    release = plan.releases() if static else None
+    process, anchored = plan.process, plan.process.anchored
     if anchored and getattr(model, "sees_anchor", False):
         cond = {**cond, "anchor": anchor}
     wants_ctx = accepts(model, "ctx")
+    window = getattr(plan, "window", 4)  # of generated rows, whose later lags are not known
     # The state of a half-precision run is kept in float32; only the network sees the half type.
     half = state.x.dtype if isinstance(state.x, Tensor) and state.x.dtype in HALF else None
     if half is not None:
         state.x = state.x.float()
-    quiet = nullcontext if grad else torch.no_grad
-    hooks = state.hooks
+    rows: Any = plan.rows if static else plan.generate(state)
+    hooks, listening = state.hooks, bool(state.hooks) or wants_ctx
 
-    for number, row in enumerate(plan.rows if static else plan.generate(state), offset):
-        token = _active.set(state.calls)
-        try:
-            with quiet():
-                x, data, now, ctx = state.x, None, None, None
-                if hooks or wants_ctx:
-                    last = static and number - offset + 1 == len(plan.rows)
-                    ctx = Context(plan, row, number, number == offset, last, x, run=state)
-                    if ctx.first:
-                        for hook in hooks:
-                            if hasattr(hook, "start"):
-                                hook.start(ctx)
-                if row.evaluate:
-                    state.calls.rows += 1
-                    seen = x if not anchored else process.uncentre(x, row.t, anchor)
-                    if half is not None:
-                        seen = seen.to(half)
-                    more = {**cond, **row.kwargs} if row.kwargs else cond
-                    data = model(seen, row.t, ctx=ctx, **more) if wants_ctx else model(seen, row.t, **more)
-                    if half is not None and isinstance(data, Tensor):
-                        data = data.float()
-                    keep = None
-                    if type(data) is Steered:
-                        data, keep = carried(data, row, float(process.alpha(row.to)))
-                    previous = state.history.get(number - 1)
-                    now = _line(row, x, data, previous)
-                    state.history[number] = now if keep is None else _line(row, x, keep, previous)
-                x = _advance(row, x, state.history, now, number)
-                if ctx is not None:
-                    ctx.data, ctx.mean = data, x
-                    x = call_hooks(hooks, "on_mean", ctx, x)
-                if row.noisy:
-                    x = _add_noise(row, x, state.keys, number, noise)
-                if ctx is not None:
-                    x = call_hooks(hooks, "on_row", ctx, x)
-                state.x = x
-                _mark(state, number, row.t, x)
-                _release(state.history, number, uses, getattr(plan, "window", 4))
-        finally:
-            _active.reset(token)
+    for number, row in enumerate(rows, offset):
+        x, data, now, ctx = state.x, None, None, None
+        if listening:
+            last = static and number - offset + 1 == len(rows)
+            ctx = Context(plan, row, number, number == offset, last, x, run=state)
+            if ctx.first:
+                for hook in hooks:
+                    if hasattr(hook, "start"):
+                        hook.start(ctx)
+        if row.evaluate:
+            state.calls.rows += 1
+            seen = x if not anchored else process.uncentre(x, row.t, anchor)
+            if half is not None:
+                seen = seen.to(half)
+            more = {**cond, **row.kwargs} if row.kwargs else cond
+            data = model(seen, row.t, ctx=ctx, **more) if wants_ctx else model(seen, row.t, **more)
+            if half is not None and isinstance(data, Tensor):
+                data = data.float()
+            keep = None
+            if type(data) is Steered:
+                data, keep = carried(data, row, float(process.alpha(row.to)))
+            previous = state.history.get(number - 1)
+            now = _line(row, x, data, previous)
+            state.history[number] = now if keep is None else _line(row, x, keep, previous)
+        x = _advance(row, x, state.history, now, number)
+        if ctx is not None:
+            ctx.data, ctx.mean = data, x
+            x = call_hooks(hooks, "on_mean", ctx, x)
+        if row.noisy:
+            x = _add_noise(row, x, state.keys, number, noise)
+        if ctx is not None:
+            x = call_hooks(hooks, "on_row", ctx, x)
+        state.x = x
+        # One NaN or infinity makes a sum non-finite; the sums are looked at once, when the run ends.
+        state.marks.append(
+            (number, row.t, x.sum() if type(x) is Tensor else torch.stack([leaf.sum() for leaf in x.values()]).sum())
+        )
+        for i in release[number - offset] if release is not None else [i for i in state.history if i <= number - window]:
+            del state.history[i]
         shown = x if half is None else x.to(half)
         yield Step(number, row.t, row.to, shown if not anchored else process.uncentre(shown, row.to, anchor), data, row, state)
     state.check()
@@ -225,18 +256,6 @@ def _draw(keys: list[int], stream: int, like: Tensor) -> Tensor:
     return draw(keys, like.shape[1:], stream, like.dtype, like.device)
 
 
-def _mark(state: State, number: int, t: Any, x: Any) -> None:
-    """Note a sum per row without waiting for the device: one NaN or infinity makes it non-finite."""
-    for leaf in x.values() if isinstance(x, dict) else (x,):
-        state.marks.append((number, t, leaf.detach().sum()))
-
-
-def _release(history: dict[int, Any], number: int, uses: dict[int, int] | None, window: int) -> None:
-    """Forget every F that no later row reads (of generated rows, all but the last few)."""
-    for i in [i for i in history if (i <= number - window if uses is None else uses.get(i, -1) <= number)]:
-        del history[i]
-
-
 # -- the start ------------------------------------------------------------------------------------------
 def _begin(
     model: Any, plan: Any, x: Any, shape: Any, seed: Any, index: Any, anchor: Tensor | None, dtype: torch.dtype, device: Any
@@ -244,13 +263,16 @@ def _begin(
     """A `State` to go on from, a given x, or a draw of the prior at the plan's start."""
     if isinstance(x, State):
         return State(x.x, x.keys, dict(x.history), x.calls)
-    process = None if isinstance(plan, JointPlan) else plan.process
-    if process is not None and process.anchored and anchor is None:
+    process = plan.process
+    if process.anchored and anchor is None:
         raise ValueError(f"the plan's process {process!r} is anchored: pass anchor=, a tensor of the state's shape")
     if x is not None:
         tree_map(_check_leaf, x)
         batch = len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
-        return State(x if process is None or not process.anchored else process.centre(x, plan.start, anchor), sample_keys(batch, seed, index))
+        return State(
+            x if process is None or not process.anchored else process.centre(x, plan.start, anchor),
+            sample_keys(batch, seed, index),
+        )
     if device is None:
         parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
         device = parameter.device if parameter is not None else "cpu"
@@ -275,13 +297,13 @@ def _full_shape(model: Any, shape: Any) -> Any:
         raise ValueError("give shape=(batch, …), or x= with the start state")
     if isinstance(shape, dict):
         return {name: _full_shape(None, size) for name, size in shape.items()}
-    if isinstance(shape, int) and not isinstance(shape, bool):
+    if type(shape) is int:
         own = getattr(model, "shape", None)
         if own is None:
             raise ValueError(f"shape={shape}: this model does not know its sample shape; give the full (batch, …)")
         shape = (shape, *own)
     try:
-        full = tuple(int(n) for n in shape)
+        full: tuple[int, ...] = tuple(int(n) for n in shape)  # type: ignore[union-attr]
     except (TypeError, ValueError):
         raise TypeError(f"shape={shape!r} must be a tuple of sizes (batch, …)") from None
     if not full or any(n < 1 for n in full):

@@ -100,7 +100,9 @@ class Plan:
             entry = getattr(row, letter)
             for value in entry.values() if isinstance(entry, Mapping) else (entry,):
                 if not (bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)):
-                    raise ValueError(f"row {i}: {letter} is not finite ({value}); the grid or the process does not fit the solver")
+                    raise ValueError(
+                        f"row {i}: {letter} is not finite ({value}); the grid or the process does not fit the solver"
+                    )
         for lag in row.b:
             source = i - lag
             if lag < 0 or source < -self.offset:
@@ -158,6 +160,10 @@ class Plan:
                 use[i - 1] = i
         return {**use, **dict.fromkeys(self.keep, self.offset + len(self.rows))}
 
+    def releases(self) -> list[list[int]]:
+        """Per row, the rows whose F nobody reads after it."""
+        return _releases(self)
+
     # -- pieces ----------------------------------------------------------------------------------
     def split(self, row: int | None = None, *, t: float | None = None) -> tuple[Plan, Plan]:
         """(head, tail): the rows before `row` and from it on, or cut at the first boundary not above time t.
@@ -208,7 +214,9 @@ class Plan:
         return self._with(rows, options={})
 
     # -- exact properties ------------------------------------------------------------------------
-    def propagate(self, gain: Any, offset: Any = 0.0, x_mean: float = 0.0, x_std: float | None = None) -> list[tuple[float, float]]:
+    def propagate(
+        self, gain: Any, offset: Any = 0.0, x_mean: float = 0.0, x_std: float | None = None
+    ) -> list[tuple[float, float]]:
         """Exact mean and standard deviation of every state, for a linear scalar denoiser D = g(t) x + o(t).
 
         gain, offset: numbers or functions of t. The start has mean `x_mean` and standard deviation
@@ -263,6 +271,16 @@ class Plan:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint())
+
+
+def _releases(plan: Any) -> list[list[int]]:
+    rows = [[] for _ in plan.rows]
+    use = plan.last_use()
+    unread = {i: i for i, row in enumerate(plan.rows, plan.offset) if row.evaluate and i not in use}
+    for i, last in {**use, **unread}.items():
+        if last - plan.offset < len(rows):
+            rows[last - plan.offset].append(i)
+    return rows
 
 
 def _short(t: Any) -> str:
@@ -328,10 +346,20 @@ class JointPlan:
         shapes = {name: [row.evaluate for row in plan.rows] for name, plan in plans.items()}
         first = next(iter(shapes.values()))
         if any(shape != first for shape in shapes.values()):
-            raise ValueError(f"plans must call the network in the same rows; lengths are {({k: len(v) for k, v in shapes.items()})}")
+            raise ValueError(
+                f"plans must call the network in the same rows; lengths are { ({k: len(v) for k, v in shapes.items()}) }"
+            )
         self.plans = MappingProxyType(dict(plans))
         self.rows = tuple(JointRow({name: plan.rows[i] for name, plan in plans.items()}) for i in range(len(first)))
         self.offset = 0
+        self.process = next(iter(plans.values())).process
+        if any(plan.process.anchored for plan in plans.values()):
+            raise ValueError("leaves of a joint plan must have processes without an anchor")
+
+    @property
+    def start(self) -> Any:
+        """Time of the start state, or {leaf: time}."""
+        return self.rows[0].t
 
     def __len__(self) -> int:
         return sum(row.evaluate for row in self.rows)
@@ -343,3 +371,7 @@ class JointPlan:
             for i, last in plan.last_use().items():
                 use[i] = max(last, use.get(i, last))
         return use
+
+    def releases(self) -> list[list[int]]:
+        """As `Plan.releases`, over all leaves."""
+        return _releases(self)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._calls import counting
 from .._random import PRIOR, draw, sample_keys
-from .execute import HALF, State, _check_leaf, _full_shape, steps
+from .execute import HALF, State, _check_leaf, _full_shape, launch, steps
 from .hooks import Hook
 from .plan import Plan
 
@@ -63,21 +65,22 @@ def sample(
         raise ValueError(f"executor={executor!r} must be one of {', '.join(EXECUTORS)}")
     if executor == "graph":
         if hooks or full or on_step or grad or anchor is not None or noise is not None:
-            raise ValueError("executor='graph' runs without hooks, noise=, anchor=, grad, full and on_step; use 'eager' for those")
+            raise ValueError(
+                "executor='graph' runs without hooks, noise=, anchor=, grad, full and on_step; use 'eager' for those"
+            )
         start = x if x is not None else _start(model, plan, shape, seed, index, dtype, device)
         return capture(model, plan, start, **cond)(start, seed=seed, index=index)
     if executor == "compile":
         model = compiled(model)
+    run, state = launch(model, plan, x, shape, seed, index, hooks, anchor, noise, dtype, device, cond)
     step = None
-    for step in steps(
-        model, plan, x, shape=shape, seed=seed, index=index, hooks=hooks, anchor=anchor, noise=noise, grad=grad, dtype=dtype,
-        device=device, **cond,
-    ):  # fmt: skip
-        if on_step is not None:
-            on_step(step)
+    with nullcontext() if grad else torch.no_grad(), counting(state.calls):
+        for step in run:
+            if on_step is not None:
+                on_step(step)
     if step is None:
         raise ValueError("the row generator gave no rows")
-    return step.state if full else step.x
+    return state if full else step.x
 
 
 def choose(model: Any, plan: Any, nfe: int | None) -> Any:

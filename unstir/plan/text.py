@@ -40,7 +40,11 @@ def table(plan: Plan, width: int = 80) -> str:
         cells += [_number(row.a), *[_number(row.b[lag]) if lag in row.b else "·" for lag in shown], _number(row.c)]
         flags = ("" if row.boundary else " s") + ("" if row.evaluate else " n")
         lines.append(f"{i + plan.offset:>3} " + "".join(f"{c:>9}" for c in cells) + flags)
-    lines.append(f"end {_number(plan.end):>8}  s: leads to an inner stage, n: no call" if _flagged(plan) else f"end {_number(plan.end):>8}")
+    lines.append(
+        f"end {_number(plan.end):>8}  s: leads to an inner stage, n: no call"
+        if _flagged(plan)
+        else f"end {_number(plan.end):>8}"
+    )
     return "\n".join(lines)
 
 
@@ -112,7 +116,7 @@ def _entry(value: Any) -> Any:
 def from_dict(data: Any, where: str = "plan") -> Plan:
     """The plan that `to_dict` described; ValueError names what is wrong."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ValueError(f"{where} is not a plan (no \"format\": \"{FORMAT}\")")
+        raise ValueError(f'{where} is not a plan (no "format": "{FORMAT}")')
     if data.get("version") != VERSION:
         raise ValueError(f"{where} has format version {data.get('version')!r}; this unstir reads version {VERSION}")
     try:
@@ -125,7 +129,12 @@ def from_dict(data: Any, where: str = "plan") -> Plan:
             for row in data["rows"]
         ]
         plan = Plan(
-            rows, from_spec(data["process"]), name=data["name"], options=data["options"], order=data["order"], offset=data["offset"]
+            rows,
+            from_spec(data["process"]),
+            name=data["name"],
+            options=data["options"],
+            order=data["order"],
+            offset=data["offset"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from ..process import Process
@@ -25,8 +26,10 @@ class Symbol:
         self.terms = terms
 
     def __add__(self, other: Any) -> Symbol:
-        if isinstance(other, int | float) and other == 0:
-            return self
+        if not isinstance(other, Symbol):
+            if other == 0:
+                return self
+            raise TypeError(f"a traced state was added to {other!r}; only states, predictions and noises can be added")
         terms = dict(self.terms)
         for key, value in other.terms.items():
             terms[key] = terms.get(key, 0.0) + value
@@ -74,7 +77,13 @@ class Tracer:
 
 
 def trace(
-    loop: Callable[..., Symbol], process: Process, times: Sequence[float], *, name: str = "traced", order: float | None = None, **options: Any
+    loop: Callable[..., Symbol],
+    process: Process,
+    times: Sequence[float],
+    *,
+    name: str = "traced",
+    order: float | None = None,
+    **options: Any,
 ) -> Plan:
     """The plan of a textbook loop: loop(trace, x, process, times, **options) -> final state.
 
@@ -93,7 +102,7 @@ def trace(
     if any(key != START for key in first.terms) or first[START] != 1.0:
         rows.append(_row(Symbol({START: 1.0}), first, float(times[0]), t0, -1, 0, seen, evaluate=False))
     skipped = len(rows)
-    for i, ((x, t), (following, to)) in enumerate(zip(states, states[1:], strict=False)):
+    for i, ((x, t), (following, to)) in enumerate(pairwise(states)):
         rows.append(_row(x, following, t, to, i, skipped, seen))
     return Plan(rows, process, name=name, order=order)
 
@@ -113,10 +122,12 @@ def _row(x: Symbol, y: Symbol, t: float, to: float, i: int, skipped: int, seen: 
 
 # -- exact statistics -----------------------------------------------------------------------------
 def _at(value: Any, t: float) -> float:
-    return float(value(t)) if callable(value) else float(value)
+    return float(value(t)) if callable(value) else float(value)  # type: ignore[arg-type]
 
 
-def propagate(plan: Plan, gain: Any, offset: Any = 0.0, x_mean: float = 0.0, x_std: float | None = None) -> list[tuple[float, float]]:
+def propagate(
+    plan: Plan, gain: Any, offset: Any = 0.0, x_mean: float = 0.0, x_std: float | None = None
+) -> list[tuple[float, float]]:
     """See `Plan.propagate`."""
     std = float(plan.process.sigma(plan.start)) if x_std is None else x_std
     x = Symbol({("1", 0): x_mean, START: std})
@@ -126,7 +137,11 @@ def propagate(plan: Plan, gain: Any, offset: Any = 0.0, x_mean: float = 0.0, x_s
         if row.evaluate:
             data = x * _at(gain, row.t) + Symbol({("1", 0): _at(offset, row.t)})
             history[i] = x * row.p + data * row.q + (history[i - 1] * row.s if row.s != 0 else 0)
-        x = x * row.a + sum(history[i - lag] * w for lag, w in row.b.items()) + Symbol({("z", i): float(row.c), ("1", 0): float(row.e)})
+        x = (
+            x * row.a
+            + sum(history[i - lag] * w for lag, w in row.b.items())
+            + Symbol({("z", i): float(row.c), ("1", 0): float(row.e)})
+        )
         out.append((x[("1", 0)], math.sqrt(sum(v * v for key, v in x.terms.items() if key[0] != "1"))))
     return out
 
@@ -137,7 +152,7 @@ def invariants(plan: Plan) -> tuple[list[float], list[float]]:
     sigmas = [float(plan.process.sigma(row.to)) for row in plan.rows]
     constant = propagate(plan, 0.0, 1.0, float(plan.process.alpha(plan.start)), 0.0)
     zero = propagate(plan, 0.0, 0.0, 0.0, None)
-    largest = max(sigmas + [float(plan.process.sigma(plan.start)), 1.0])
+    largest = max(*sigmas, float(plan.process.sigma(plan.start)), 1.0)
     one = [abs(mean - alpha) for (mean, _), alpha in zip(constant, alphas, strict=True)]
     two = [abs(std - sigma) / largest for (_, std), sigma in zip(zero, sigmas, strict=True)]
     return one, two

@@ -8,11 +8,14 @@ from typing import Any
 from ..plan.plan import Plan
 from ..process import Process
 from . import catalogue  # noqa: F401  (fills the register)
+from .adams import deis, ghvb, heavy_ball, ipndm, plms
+from .corrected import er_sde, sa_solver, unipc
 from .grids import GRIDS, Grid, make_grid
 from .levels import Levels, phi
 from .multistep import multistep
-from .onestep import ddim, ddpm, heun, renoise, sde
+from .onestep import ddim, ddpm, renoise, sde
 from .registry import SOLVERS, Solver, compile_plan, compiler, find, register
+from .singlestep import dpmpp_sde, exp_rk, fast_orders, rho_rk
 
 AUTO = "dpmpp-3m"
 
@@ -42,16 +45,14 @@ def plan(
     if isinstance(name, str) and name.lower() == "auto":
         name = AUTO
     entry = find(name)
-    explicit = not isinstance(grid, str) and not callable(grid)
     if nfe is None:
-        if not explicit:
+        if isinstance(grid, str) or callable(grid):
             raise ValueError("give nfe=, the number of network calls (or grid= with the nodes themselves)")
         nodes = [float(t) for t in grid]
         return compile_plan(entry.name, process, nodes, **options)
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise ValueError(f"nfe={nfe!r} must be an integer of at least 1, the number of network calls")
-    clean = float(process.sigma(end)) == 0
-    stages = entry.stages(nfe, clean)
+    stages = entry.stages(nfe, float(process.alpha(start)) == 0, float(process.sigma(end)) == 0)
     if grid == "auto":
         grid = "logsnr"
     nodes = make_grid(grid, process, len(stages), start, end, **(grid_options or {}))
@@ -67,13 +68,24 @@ __all__ = [
     "compiler",
     "ddim",
     "ddpm",
+    "deis",
+    "dpmpp_sde",
+    "er_sde",
+    "exp_rk",
+    "fast_orders",
     "find",
-    "heun",
+    "ghvb",
+    "heavy_ball",
+    "ipndm",
     "make_grid",
     "multistep",
     "phi",
     "plan",
+    "plms",
     "register",
     "renoise",
+    "rho_rk",
+    "sa_solver",
     "sde",
+    "unipc",
 ]

@@ -1,57 +1,99 @@
-"""The names: which function with which options, its order, its paper, and what the peers call it."""
+"""The names: which function with which options, its order, its paper (peers' names are in `aliases`).
+
+order is the measured order of convergence (weak order for stochastic solvers).
+"""
 
 from __future__ import annotations
 
+from .adams import deis, ghvb, heavy_ball, ipndm, plms, plms_stages
+from .corrected import er_sde, sa_solver, unipc
 from .multistep import multistep
-from .onestep import ddim, ddpm, heun, heun_stages, renoise, sde
-from .registry import register
+from .onestep import ddim, ddpm, renoise, sde
+from .registry import calls_per_step, register
+from .singlestep import dpmpp_sde, exp_rk, fast_orders, rho_rk
 
-_DDIM = "Denoising Diffusion Implicit Models, 2021"
-_DDPM = "Denoising Diffusion Probabilistic Models, 2020"
-_EDM = "Elucidating the Design Space of Diffusion-Based Generative Models, 2022"
-_DPM = "DPM-Solver, 2022"
-_DPMPP = "DPM-Solver++, 2022"
-_DEIS = "Fast Sampling of Diffusion Models with Exponential Integrator, 2023"
+DDIM = "Denoising Diffusion Implicit Models, 2021"
+DDPM = "Denoising Diffusion Probabilistic Models, 2020"
+EDM = "Elucidating the Design Space of Diffusion-Based Generative Models, 2022"
+DPM = "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps, 2022"
+DPMPP = "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, 2022"
+DEIS = "Fast Sampling of Diffusion Models with Exponential Integrator, 2023"
+UNIPC = "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models, 2023"
+PNDM = "Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022"
+GHVB = "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts, 2024"
+SA = "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models, 2023"
+ER = "Elucidating the Solution Space of Extended Reverse-Time SDE for Diffusion Models, 2023"
+LMS = "k-diffusion, 2022"
 
-register("ddim", ddim, order=1, paper=_DDIM, peers={"diffusers": "DDIMScheduler", "a1111": "DDIM", "comfyui": "ddim"})
+
+TWO, THREE, FOUR, FIVE = (calls_per_step(n) for n in (2, 3, 4, 5))
+
+# -- one number ------------------------------------------------------------------------------------------
+register("ddim", ddim, 1, DDIM)
+register("euler", ddim, 1, EDM)
+register("ancestral", ddim, 1, DDIM, {"eta": 1.0})
+register("ddpm", ddpm, 1, DDPM)
+register("ddpm-large", ddpm, 1, DDPM, {"variance": "large"})
+register("renoise", renoise, 0, "Consistency Models, 2023")
+register("sde", sde, 1, DPMPP)
+
+# -- exponential multistep -------------------------------------------------------------------------------
+register("dpmpp-2m", multistep, 2, DPMPP, {"order": 2, "kind": "midpoint"})
+register("dpmpp-3m", multistep, 3, DPMPP, {"order": 3})
+register("dpmpp-3m-published", multistep, 2, DPMPP, {"order": 3, "kind": "published"})
+register("dpmpp-2m-sde", multistep, 2, DPMPP, {"order": 2, "kind": "midpoint", "eta": 1.0})
+register("dpmpp-2m-sde-heun", multistep, 2, DPMPP, {"order": 2, "eta": 1.0})
+register("dpmpp-3m-sde", multistep, 2, DPMPP, {"order": 3, "eta": 1.0})
+register("dpm-2m", multistep, 2, DPM, {"order": 2, "kind": "midpoint", "form": "noise"})
+register("dpm-3m", multistep, 3, DPM, {"order": 3, "form": "noise"})
+register("ab-2", multistep, 2, DPMPP, {"order": 2})
+register("ab-4", multistep, 4, DPMPP, {"order": 4})
+register("ab-2-noise", multistep, 2, DPM, {"order": 2, "form": "noise"})
+
+# -- exponential Runge–Kutta -----------------------------------------------------------------------------
+register("dpm-2s", exp_rk, 2, DPM, {"order": 2, "form": "noise"}, TWO)
+register("dpm-3s", exp_rk, 3, DPM, {"order": 3, "form": "noise"}, THREE)
+register("dpm-fast", exp_rk, 3, DPM, {"order": 3, "form": "noise"}, fast_orders)
+register("dpmpp-2s", exp_rk, 2, DPMPP, {"order": 2}, TWO)
+register("dpmpp-2s-ancestral", exp_rk, 1, DPMPP, {"order": 2, "eta": 1.0}, TWO)
+register("dpmpp-3s", exp_rk, 3, DPMPP, {"order": 3}, THREE)
+register("dpmpp-fast", exp_rk, 3, DPMPP, {"order": 3}, fast_orders)
+register("dpmpp-sde", dpmpp_sde, 1, DPMPP, None, TWO)
 register(
-    "euler", ddim, order=1, paper=_EDM,
-    peers={"diffusers": "EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler", "k-diffusion": "sample_euler", "a1111": "Euler", "comfyui": "euler"},
-)  # fmt: skip
+    "etd-4", exp_rk, 4, "Generalized integrating factor methods for stiff PDEs, 2005", {"order": 4, "kind": "krogstad"}, FOUR
+)
 register(
-    "ancestral", ddim, order=1, paper=_DDIM, options={"eta": 1.0},
-    peers={"diffusers": "EulerAncestralDiscreteScheduler", "k-diffusion": "sample_euler_ancestral", "a1111": "Euler a", "comfyui": "euler_ancestral"},
-)  # fmt: skip
-register("ddpm", ddpm, order=1, paper=_DDPM, peers={"diffusers": "DDPMScheduler(variance_type='fixed_small')", "comfyui": "ddpm"})
-register("ddpm-large", ddpm, order=1, paper=_DDPM, options={"variance": "large"}, peers={"diffusers": "DDPMScheduler(variance_type='fixed_large')"})
-register("renoise", renoise, order=0, paper="Consistency Models, 2023", peers={"diffusers": "LCMScheduler", "comfyui": "lcm"})
-register("sde", sde, order=1, paper=_DPMPP, peers={"diffusers": "DPMSolverMultistepScheduler(algorithm_type='sde-dpmsolver++', solver_order=1)"})
-register(
-    "heun", heun, order=2, paper=_EDM, stages=heun_stages,
-    peers={"diffusers": "HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler", "k-diffusion": "sample_heun", "a1111": "Heun", "comfyui": "heun"},
-)  # fmt: skip
-register(
-    "dpmpp-2m", multistep, order=2, paper=_DPMPP, options={"order": 2, "kind": "midpoint"},
-    peers={"diffusers": "DPMSolverMultistepScheduler", "k-diffusion": "sample_dpmpp_2m", "a1111": "DPM++ 2M", "comfyui": "dpmpp_2m"},
-)  # fmt: skip
-register("dpmpp-3m", multistep, order=3, paper=_DPMPP, options={"order": 3})
-register(
-    "dpmpp-3m-published", multistep, order=2, paper=_DPMPP, options={"order": 3, "kind": "published"},
-    peers={"diffusers": "DPMSolverMultistepScheduler(solver_order=3)", "k-diffusion": "sample_dpmpp_3m_sde(eta=0)"},
-)  # fmt: skip
-register(
-    "dpmpp-2m-sde", multistep, order=2, paper=_DPMPP, options={"order": 2, "kind": "midpoint", "eta": 1.0},
-    peers={
-        "diffusers": "DPMSolverMultistepScheduler(algorithm_type='sde-dpmsolver++')", "k-diffusion": "sample_dpmpp_2m_sde",
-        "a1111": "DPM++ 2M SDE", "comfyui": "dpmpp_2m_sde",
-    },
-)  # fmt: skip
-register(
-    "dpmpp-3m-sde", multistep, order=2, paper=_DPMPP, options={"order": 3, "eta": 1.0},
-    peers={"k-diffusion": "sample_dpmpp_3m_sde", "a1111": "DPM++ 3M SDE", "comfyui": "dpmpp_3m_sde"},
-)  # fmt: skip
-register("dpm-2m", multistep, order=2, paper=_DPM, options={"order": 2, "kind": "midpoint", "form": "noise"})
-register("dpm-3m", multistep, order=3, paper=_DPM, options={"order": 3, "form": "noise"}, peers={"diffusers": "DEISMultistepScheduler(solver_order=3)"})
-for _order in (1, 2, 3, 4):
-    register(f"ab-{_order}", multistep, order=_order, paper=_DEIS, options={"order": _order})
-    register(f"ab-{_order}-noise", multistep, order=_order, paper=_DEIS, options={"order": _order, "form": "noise"})
+    "etd-4-stiff",
+    exp_rk,
+    4,
+    "Explicit exponential Runge–Kutta methods for semilinear parabolic problems, 2005",
+    {"order": 4, "kind": "stiff"},
+    FIVE,
+)
+
+# -- Runge–Kutta in ρ ------------------------------------------------------------------------------------
+register("heun", rho_rk, 2, EDM, {"tableau": "heun-2"}, TWO)
+register("dpm2", rho_rk, 2, EDM, {"tableau": "dpm-2"}, TWO)
+register("dpm2-ancestral", rho_rk, 1, EDM, {"tableau": "dpm-2", "eta": 1.0}, TWO)
+register("rho-midpoint", rho_rk, 2, DEIS, {"tableau": "midpoint"}, TWO)
+register("rho-kutta-3", rho_rk, 3, DEIS, {"tableau": "kutta-3"}, THREE)
+register("rho-rk-4", rho_rk, 4, DEIS, {"tableau": "rk-4"}, FOUR)
+
+# -- Adams in any variable -------------------------------------------------------------------------------
+for _order in (2, 3, 4):
+    register(f"tab-{_order}", deis, min(_order, 3), DEIS, {"order": _order, "variable": "t"})
+    register(f"rhoab-{_order}", deis, _order, DEIS, {"order": _order, "variable": "rho"})
+register("lms", deis, 4, LMS, {"order": 4, "variable": "rho"})
+register("ipndm", ipndm, 2, DEIS)
+register("plms", plms, 2, PNDM, None, plms_stages)
+register("ghvb", ghvb, 2, GHVB)
+register("ghvb-4", ghvb, 2, GHVB, {"order": 4})
+register("heavy-ball", heavy_ball, 1, GHVB)
+
+# -- predictor–corrector, stochastic -----------------------------------------------------------------------
+register("unipc", unipc, 4, UNIPC, {"order": 3})
+register("unipc-2", unipc, 3, UNIPC, {"order": 2})
+register("unipc-bh1", unipc, 2, UNIPC, {"order": 2, "kind": "half"})
+register("unipc-bh2", unipc, 3, UNIPC, {"order": 2, "kind": "midpoint"})
+register("sa-solver", sa_solver, 1, SA)
+register("er-sde", er_sde, 1, ER)

@@ -18,7 +18,9 @@ from ..process import Process, Table
 Grid = Callable[..., list[float]]
 
 
-def _spaced(process: Process, n: int, start: float, end: float, to: Callable, back: Callable, ramp: Callable = lambda u: u) -> list[float]:
+def _spaced(
+    process: Process, n: int, start: float, end: float, to: Callable, back: Callable, ramp: Callable = lambda u: u
+) -> list[float]:
     """n + 1 nodes regular in to(t), with the ends replaced as the module says."""
     low, high = process.span
     open_end = end < low
@@ -58,7 +60,12 @@ def karras(process: Process, n: int, start: float, end: float, rho: float = 7.0)
     if not rho > 0:
         raise ValueError(f"rho={rho} must be > 0")
     return _spaced(
-        process, n, start, end, lambda t: torch.exp(-process.logsnr(t) / rho), lambda s: process.time(-rho * s.clamp_min(1e-300).log())
+        process,
+        n,
+        start,
+        end,
+        lambda t: torch.exp(-process.logsnr(t) / rho),
+        lambda s: process.time(-rho * s.clamp_min(1e-300).log()),
     )
 
 
@@ -104,7 +111,9 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def make_grid(grid: str | Grid | Sequence[float], process: Process, n: int, start: float, end: float, **options: float) -> list[float]:
+def make_grid(
+    grid: str | Grid | Sequence[float], process: Process, n: int, start: float, end: float, **options: float
+) -> list[float]:
     """Nodes from a grid's name, a function like the ones here, or the nodes themselves."""
     if not (isinstance(n, int) and not isinstance(n, bool) and n >= 1):
         raise ValueError(f"a grid needs at least 1 step; got {n}")

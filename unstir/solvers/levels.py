@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from ..process import Process
+
+
+class Point(NamedTuple):
+    """A place on the process: time, α and σ. An aim of a step need not lie on the process (ancestral steps)."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def lam(self) -> float:
+        """λ = log(α/σ), ±∞ at the ends."""
+        if self.sigma == 0 or self.alpha == 0:
+            return math.inf if self.sigma == 0 else -math.inf
+        return math.log(self.alpha) - math.log(self.sigma)
+
+    @property
+    def ratio(self) -> float:
+        """σ̂ = σ/α, the noise of the scaled state x/α."""
+        return self.sigma / self.alpha if self.alpha else math.inf
 
 
 class Levels:
@@ -47,10 +68,14 @@ class Levels:
         """Is the log-SNR finite at both ends of step i?"""
         return math.isfinite(self.h(i))
 
-    def at(self, lam: float) -> tuple[float, float, float]:
-        """(t, α, σ) at log-SNR λ, for inner stages."""
+    def __getitem__(self, i: int) -> Point:
+        """Node i."""
+        return Point(self.times[i], self.alpha[i], self.sigma[i])
+
+    def at(self, lam: float) -> Point:
+        """The point with log-SNR λ, for inner stages."""
         t = self.process.time(lam)
-        return float(t), float(self.process.alpha(t)), float(self.process.sigma(t))
+        return Point(float(t), float(self.process.alpha(t)), float(self.process.sigma(t)))
 
     @property
     def clean(self) -> bool:

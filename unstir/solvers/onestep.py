@@ -71,29 +71,3 @@ def sde(levels: Levels, eta: float = 1.0) -> Iterator[Row]:
     """The exponential stochastic step, ρ = κ^η: η = 0 is DDIM, η = 1 is DDPM, larger η churns more."""
     non_negative(eta=eta)
     return one_number(levels, lambda i, kappa: kappa**eta if eta else 1.0)
-
-
-def heun_stages(nfe: int, clean: bool) -> list[int]:
-    """Heun's budget: two calls a step, one for the step to σ = 0, and a first Euler step if a call is left over."""
-    pairs, single = divmod(nfe - clean, 2)
-    return [1] * single + [2] * pairs + [1] * clean
-
-
-@compiler
-def heun(levels: Levels, stages: list[int] | None = None) -> Iterator[Row]:
-    """Heun's method in (x̂, σ̂) = (x/α, σ/α):  x̂' = x̂ + ½ (σ̂' − σ̂)(ε̂ + ε̂'), ε̂' at the Euler step's end.
-
-    The Euler end lies on the line x̂₁ = D + σ̂' ε̂, so both slopes can be read there and the second
-    row is a correction of the first: x̂' = x̂₁ + ½ (1/κ − 1)(D' − D). At α = 0, where κ = 0, the
-    weight is ½, the trapezoid in D. stages: calls per step, 1 (Euler) or 2; by default 2 except for
-    the step to σ = 0, where ε̂' is undefined.
-    """
-    stages = [2] * (levels.n - levels.clean) + [1] * levels.clean if stages is None else stages
-    for i, row in enumerate(one_number(levels, lambda i, kappa: 1.0)):
-        if stages[i] == 1 or levels.sigma[i + 1] == 0:
-            yield row
-            continue
-        yield Row(t=row.t, to=row.to, a=row.a, b=row.b, boundary=False)
-        kappa = levels.kappa(i)
-        half = 0.5 * levels.alpha[i + 1] * (1 / kappa - 1 if kappa > 0 else 1.0)
-        yield Row(t=row.to, to=row.to, a=1.0, b={0: half, 1: -half})

@@ -1,0 +1,153 @@
+"""The options of a training run, in one frozen record; the command line is generated from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .objective import Objective
+
+# Fields that say where and how a run is carried out, but do not change its numbers.
+_BOOKKEEPING = ("out", "device", "checkpoint_every", "keep", "log_every", "resume", "override")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of `unstir train`. Counts of steps are batches; all schedules are functions of the images seen."""
+
+    data: str
+    """Bundled name ("digits"), a folder of pictures, or an .npy/.npz file."""
+    out: Path = Path("out/train")
+    """Folder of the run: log.jsonl, checkpoints/, and the model folder model/."""
+    size: int | None = None
+    """Crop and resize pictures to size × size."""
+    channels: int | None = None
+    """1 (grey) or 3 (colour); by default what the pictures have."""
+    labels: str = "auto"
+    """Class labels: auto (subfolders, labels.csv, y of an .npz), none, or the path of a CSV or .npy."""
+    split: Literal["train", "all"] = "train"
+    """Train on the train part and validate on the rest, or train on everything."""
+    steps: int = 2000
+    """Optimiser steps."""
+    batch: int = 128
+    """Images per step."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW (betas 0.9, 0.99)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay of the learning rate after its warm-up, to 1 % of the peak (constant: none)."""
+    warmup: int = 100
+    """Steps over which the learning rate rises linearly."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+    """Initial weights, data order, noise and levels are functions of it."""
+    process: Literal["vp", "cosine", "subvp", "ve", "edm", "flow"] = "vp"
+    """The forward process."""
+    predicts: Literal["data", "noise", "velocity", "flow", "score", "edm"] = "edm"
+    """What the network outputs."""
+    weight: str = "raw"
+    """Loss weight w(λ) in x0 units: raw (the prediction's own), noise, velocity, flow, edm, min-snr:5, p2:1,1, …"""
+    levels: str = "uniform"
+    """Density of noise levels: uniform, uniform-logsnr, lognormal:-1.2,1.2, logitnormal:0,1, cosmap."""
+    ema: float = 0.999
+    """Decay of the weight average, per step (with warm-up); 0 keeps the last weights."""
+    ema_half_life: int = 0
+    """Half-life of the weight average in images; replaces the decay if positive."""
+    conditional: bool = True
+    """Learn the classes, if the data has any."""
+    cond_dropout: float = 0.1
+    """Share of images trained without their class, for guidance and for unconditional sampling."""
+    preset: Literal["tiny", "small", "base", "large"] = "small"
+    """Size of the built-in network."""
+    device: str = "auto"
+    """cpu, cuda, mps, …; auto takes CUDA if there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast of the network; auto is bfloat16 on CUDA and float32 elsewhere. Weights stay float32."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints (and validations)."""
+    keep: int = 2
+    """How many checkpoints to keep."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`, if there is one: bit for bit as if never stopped."""
+    override: bool = False
+    """Resume although options or data changed."""
+
+    def check(self) -> None:
+        """ValueError for an option that cannot be. `fit` and `train` ask first of all.
+
+        (Not in the constructor: there, the command line would answer with a page instead of a line.)
+        """
+        for name in ("steps", "batch", "checkpoint_every", "keep", "log_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
+        for name in ("warmup", "ema_half_life", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a finite number > 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema} must be at least 0 and below 1")
+        for name in ("schedule", "split", "precision"):
+            known = getattr(_CHOICES[name], "__args__")  # noqa: B009
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; one of {', '.join(known)}")
+        self.objective()
+
+    def objective(self) -> Objective:
+        """The objective these options name."""
+        return Objective(self.weight, self.levels, self.cond_dropout)
+
+    def spec(self) -> dict[str, Any]:
+        """Every option, JSON-able."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    def identity(self) -> dict[str, Any]:
+        """The options that the numbers of the run depend on."""
+        return {name: value for name, value in self.spec().items() if name not in _BOOKKEEPING}
+
+
+_CHOICES = {
+    "schedule": Literal["cosine", "linear", "constant"],
+    "split": Literal["train", "all"],
+    "precision": Literal["auto", "float32", "bfloat16"],
+}
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What changed between two identities, "lr 0.001 → 0.002, batch 64 → 128": empty if nothing did."""
+    names = [f.name for f in fields(TrainConfig)] + ["dataset"]
+    changed = [n for n in names if before.get(n) != now.get(n)]
+    return ", ".join(f"{n} {before.get(n)} → {now.get(n)}" for n in changed)
+
+
+def learning_rate(config: TrainConfig, images: int) -> float:
+    """lr · min(1, n/warm-up) · decay, with r = share of the run after warm-up, n = images before this step + batch.
+
+    cosine: 0.01 + 0.99 · ½(1 + cos πr);   linear: 1 − 0.99 r;   constant: 1.
+    """
+    n, total, warm = images + config.batch, config.steps * config.batch, config.warmup * config.batch
+    r = min(1.0, max(0.0, (n - warm) / max(1, total - warm)))
+    decay = {"cosine": 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * r)), "linear": 1 - 0.99 * r, "constant": 1.0}
+    return config.lr * min(1.0, n / warm if warm else 1.0) * decay[config.schedule]
+
+
+def device_of(name: str) -> torch.device:
+    """The device that an option names. ValueError if it is unknown or not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,106 @@
+"""Ready networks for a data set: `diffusers` UNets sized for its samples, and the denoiser around one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..data import Dataset
+from ..denoiser import Denoiser
+from ..nets import default_condition
+from ..process import EDM, VE, VP, Cosine, Flow, Process, SubVP
+
+
+class Preset(NamedTuple):
+    """Width of the first level and residual blocks per level."""
+
+    width: int
+    layers: int
+
+
+PRESETS = {"tiny": Preset(32, 1), "small": Preset(32, 2), "base": Preset(64, 2), "large": Preset(128, 2)}
+PROCESSES: dict[str, type[Process]] = {"vp": VP, "cosine": Cosine, "subvp": SubVP, "ve": VE, "edm": EDM, "flow": Flow}
+_COARSEST = 4  # levels are added while the pictures stay at least this large
+_ATTENTION = 4  # attention at pictures of at most this size; everywhere it costs more than it gives
+
+
+def build_network(shape: tuple[int, ...], classes: int = 0, preset: str = "small", seed: int = 0) -> nn.Module:
+    """A `diffusers` UNet2DModel for pictures (C, H, W), with the initial weights of `seed`.
+
+    Levels halve the picture down to 4 pixels (at most four levels); widths are w, 2w, 2w, 4w. With
+    classes > 0 the network takes `class_labels` (B,), where the label `classes` means "none": the
+    null condition, which is also what a call without labels gets.
+
+    Raises ValueError for a shape that is no picture or cannot be halved, and for an unknown preset;
+    ImportError when diffusers is not installed.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r} is unknown; one of {', '.join(PRESETS)}")
+    if len(shape) != 3:
+        raise ValueError(f"shape={shape} is no picture (C, H, W); pass your own network for such data")
+    channels, height, width = shape
+    levels = 1
+    while levels < 4 and min(height, width) // 2**levels >= _COARSEST:
+        levels += 1
+    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        raise ValueError(f"shape={shape}: height and width must be multiples of {2 ** (levels - 1)}; load the data with size=")
+    try:
+        from diffusers import UNet2DModel  # type: ignore[attr-defined]
+    except ImportError:
+        raise ImportError('the built-in networks are those of diffusers: pip install "unstir[diffusers]"') from None
+    first, layers = PRESETS[preset]
+    attends = [min(height, width) // 2**i <= _ATTENTION and i > 0 and layers > 1 for i in range(levels)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet2DModel(
+            sample_size=(height, width),
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=tuple(first * factor for factor in (1, 2, 2, 4)[:levels]),
+            layers_per_block=layers,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            attention_head_dim=16,
+            norm_num_groups=8,
+            num_class_embeds=classes + 1 if classes else None,
+        )
+    return default_condition(network, {"class_labels": classes}) if classes else network
+
+
+def build_model(
+    dataset: Dataset,
+    *,
+    process: str | Process = "vp",
+    predicts: str = "edm",
+    conditional: bool = True,
+    preset: str = "small",
+    seed: int = 0,
+    network: nn.Module | None = None,
+) -> Denoiser:
+    """The denoiser to be trained on `dataset`: a network (built, or your own), a process, a prediction.
+
+    σ_data is measured. The network is told 1000 t, or λ for the process "edm", whose clock is σ
+    itself and would crowd all small noise at 0.
+    """
+    if isinstance(process, str):
+        if process not in PROCESSES:
+            raise ValueError(f"process={process!r} is unknown; one of {', '.join(PROCESSES)}")
+        process = PROCESSES[process]()
+    classes = dataset.classes if conditional else ()
+    spread = dataset.std()
+    if not spread > 0:
+        raise ValueError(f"data {dataset.name!r} has standard deviation {spread:g}: every value is the same")
+    meta: dict[str, Any] = {"data": dataset.describe(), "range": list(dataset.range)}
+    if classes:
+        meta |= {"classes": list(classes), "null": {"class_labels": len(classes)}}
+    return Denoiser(
+        network or build_network(dataset.shape, len(classes), preset, seed),
+        process,
+        predicts,
+        time="logsnr" if isinstance(process, EDM) else "thousand",
+        sigma_data=spread,
+        shape=dataset.shape,
+        meta=meta,
+    )

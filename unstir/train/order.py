@@ -1,0 +1,54 @@
+"""What the n-th training image is: all randomness of training as a function of (seed, n).
+
+Image n of a run has its own row of the data, its own noise and its own condition dropout; a batch
+is images n … n + B − 1. Nothing depends on the past, so a resumed run needs no random state, and
+any worker can make its part of a batch alone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .._random import draw, mix
+
+# Streams: one seed gives independent numbers for each use.
+_ORDER, _NOISE, _LEVEL, _DROP, _NETWORK, _VALID = range(1, 7)
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(mix(seed, _ORDER, epoch) >> 1)
+    return torch.randperm(count, generator=generator)
+
+
+def rows(count: int, seed: int, images: range) -> list[int]:
+    """The rows of the data set that images see: each epoch is a new shuffle of all rows."""
+    return [int(_permutation(count, seed, n // count)[n % count]) for n in images]
+
+
+def noise(seed: int, images: range, shape: tuple[int, ...]) -> Tensor:
+    """z of shape (len(images), *shape)."""
+    return draw([mix(seed, _NOISE, n) for n in images], shape, 0)
+
+
+def unit(seed: int, image: int) -> float:
+    """One uniform number in [0, 1) for the batch that begins with this image."""
+    return mix(seed, _LEVEL, image) / 2**64
+
+
+def dropped(seed: int, images: range, share: float) -> Tensor:
+    """(len(images),) booleans, each true with probability `share`: these images lose their condition."""
+    return torch.tensor([mix(seed, _DROP, n) < share * 2**64 for n in images])
+
+
+def network_seed(seed: int, image: int) -> int:
+    """Seed of the network's own random numbers (its dropout) in the step that begins with this image."""
+    return mix(seed, _NETWORK, image) >> 1
+
+
+def validation_noise(seed: int, count: int, shape: tuple[int, ...]) -> Tensor:
+    """The fixed noise of the validation set."""
+    return draw([mix(seed, _VALID, n) for n in range(count)], shape, 0)
