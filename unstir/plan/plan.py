@@ -228,7 +228,7 @@ class Plan:
         return propagate(self, gain, offset, x_mean, x_std)
 
     def invariants(self) -> tuple[list[float], list[float]]:
-        """Residuals (I1, I2) of the two universal row invariants, relative, one per row.
+        """Residuals (I1, I2) of the two universal row invariants, relative to the sums they come from, one per row.
 
         I1 constant data: with X = α and D = 1 every row lands on α.   I2 zero data: with D = 0 and
         X ~ N(0, σ²) every row lands on standard deviation σ (for deterministic rows: on σ itself).

@@ -8,7 +8,7 @@ it writes down its own table.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -56,6 +56,10 @@ class Symbol:
 
     def __getitem__(self, key: Key) -> float:
         return self.terms.get(key, 0.0)
+
+    def size(self) -> float:
+        """The largest coefficient."""
+        return max((abs(v) for v in self.terms.values()), default=0.0)
 
 
 class Tracer:
@@ -125,34 +129,34 @@ def _at(value: Any, t: float) -> float:
     return float(value(t)) if callable(value) else float(value)  # type: ignore[arg-type]
 
 
-def propagate(
-    plan: Plan, gain: Any, offset: Any = 0.0, x_mean: float = 0.0, x_std: float | None = None
-) -> list[tuple[float, float]]:
-    """See `Plan.propagate`."""
-    std = float(plan.process.sigma(plan.start)) if x_std is None else x_std
-    x = Symbol({("1", 0): x_mean, START: std})
+def _run(plan: Plan, gain: Any, offset: Any, x_mean: float, x_std: float | None) -> Iterator[tuple[float, float, float]]:
+    """(mean, standard deviation, size of the largest sum so far) of every state."""
+    x = Symbol({("1", 0): x_mean, START: float(plan.process.sigma(plan.start)) if x_std is None else x_std})
     history: dict[int, Symbol] = {}
-    out: list[tuple[float, float]] = []
+    largest = 1.0
     for i, row in enumerate(plan.rows):
         if row.evaluate:
             data = x * _at(gain, row.t) + Symbol({("1", 0): _at(offset, row.t)})
             history[i] = x * row.p + data * row.q + (history[i - 1] * row.s if row.s != 0 else 0)
-        x = (
-            x * row.a
-            + sum(history[i - lag] * w for lag, w in row.b.items())
-            + Symbol({("z", i): float(row.c), ("1", 0): float(row.e)})
-        )
-        out.append((x[("1", 0)], math.sqrt(sum(v * v for key, v in x.terms.items() if key[0] != "1"))))
-    return out
+        parts = [x * row.a, *(history[i - lag] * w for lag, w in row.b.items())]
+        largest = max(largest, sum(part.size() for part in parts))
+        x = sum(parts, Symbol({("z", i): float(row.c), ("1", 0): float(row.e)}))
+        yield x[("1", 0)], math.sqrt(sum(v * v for key, v in x.terms.items() if key[0] != "1")), largest
+
+
+def propagate(
+    plan: Plan, gain: Any, offset: Any = 0.0, x_mean: float = 0.0, x_std: float | None = None
+) -> list[tuple[float, float]]:
+    """See `Plan.propagate`."""
+    return [(mean, std) for mean, std, _ in _run(plan, gain, offset, x_mean, x_std)]
 
 
 def invariants(plan: Plan) -> tuple[list[float], list[float]]:
     """See `Plan.invariants`: both by propagation, so that stages, folding and noise are all covered."""
     alphas = [float(plan.process.alpha(row.to)) for row in plan.rows]
     sigmas = [float(plan.process.sigma(row.to)) for row in plan.rows]
-    constant = propagate(plan, 0.0, 1.0, float(plan.process.alpha(plan.start)), 0.0)
-    zero = propagate(plan, 0.0, 0.0, 0.0, None)
-    largest = max(*sigmas, float(plan.process.sigma(plan.start)), 1.0)
-    one = [abs(mean - alpha) for (mean, _), alpha in zip(constant, alphas, strict=True)]
-    two = [abs(std - sigma) / largest for (_, std), sigma in zip(zero, sigmas, strict=True)]
+    constant = _run(plan, 0.0, 1.0, float(plan.process.alpha(plan.start)), 0.0)
+    zero = _run(plan, 0.0, 0.0, 0.0, None)
+    one = [abs(mean - alpha) / largest for (mean, _, largest), alpha in zip(constant, alphas, strict=True)]
+    two = [abs(std - sigma) / largest for (_, std, largest), sigma in zip(zero, sigmas, strict=True)]
     return one, two

@@ -170,9 +170,6 @@ def steps_with(
         yield Row(t=last.t, to=end.t, a=last.a, b=last.b, c=up)
 
 
-FOUR = {"krogstad": krogstad, "stiff": hochbruck_ostermann}
-
-
 @compiler
 def exp_rk(
     levels: Levels,
@@ -190,14 +187,14 @@ def exp_rk(
     """
     if order not in (1, 2, 3, 4) or form not in ("data", "noise") or not eta >= 0:
         raise ValueError(f"order={order} (1 … 4), form={form!r} ('data', 'noise'), eta={eta} (≥ 0) do not fit exp_rk")
-    kinds = ("midpoint", "taylor") if order < 4 else tuple(FOUR)
+    kinds = ("midpoint", "taylor") if order < 4 else ("krogstad", "stiff")
     if kind not in kinds:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(kinds)} at order {order}")
     flat = kind if kind in ("midpoint", "taylor") else "taylor"
 
     def make(start: Point, end: Point, calls: int) -> list[Stage]:
         tables = {2: lambda z: order_two(z, kind=flat), 3: lambda z: order_three(z, kind=flat)}
-        table = FOUR[kind] if calls >= 4 else tables[calls]
+        table = {4: krogstad, 5: hochbruck_ostermann}.get(calls) or tables[calls]
         return exponential_stages(levels, start, end, table, form)
 
     return steps_with(levels, stages, 5 if kind == "stiff" else order, make, eta)
