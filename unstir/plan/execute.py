@@ -229,13 +229,16 @@ def _line(row: Any, x: Any, data: Any, previous: Any) -> Any:
 
 
 def _advance(row: Any, x: Any, history: Mapping[int, Any], now: Any, number: int) -> Any:
-    """a X + Σ b F + e; lag 0 is `now`, which may differ from what the history keeps (`carry`)."""
+    """a X + Σ b F + e; lag 0 is `now`, which may differ from what the history keeps (`carry`).
+
+    A generated row without a call may find an F of its own that its generator put into the history.
+    """
     if isinstance(x, dict):
         each = {k: {j: f[k] for j, f in history.items()} for k in x}
         return {k: _advance(row.leaf(k), x[k], each[k], None if now is None else now[k], number) for k in x}
     terms = [(row.a, x)]
     for lag, weight in row.b.items():
-        terms.append((weight, now if lag == 0 else history[number - lag]))
+        terms.append((weight, history[number - lag] if lag or now is None else now))
     mean = combine(terms)
     return mean if type(row.e) is float and row.e == 0 else mean + (row.e.to(mean) if isinstance(row.e, Tensor) else row.e)
 

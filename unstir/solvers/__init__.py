@@ -17,8 +17,6 @@ from .onestep import ddim, ddpm, renoise, sde
 from .registry import SOLVERS, Solver, compile_plan, compiler, find, register
 from .singlestep import dpmpp_sde, exp_rk, fast_orders, rho_rk
 
-AUTO = "dpmpp-3m"
-
 
 def plan(
     name: str = "auto",
@@ -42,8 +40,6 @@ def plan(
     process = getattr(process, "process", process)
     if not isinstance(process, Process):
         raise TypeError(f"process is {type(process).__name__}; give an unstir.process.Process or a denoiser")
-    if isinstance(name, str) and name.lower() == "auto":
-        name = AUTO
     entry = find(name)
     if nfe is None:
         if isinstance(grid, str) or callable(grid):
@@ -53,8 +49,6 @@ def plan(
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise ValueError(f"nfe={nfe!r} must be an integer of at least 1, the number of network calls")
     stages = entry.stages(nfe, float(process.alpha(start)) == 0, float(process.sigma(end)) == 0)
-    if grid == "auto":
-        grid = "logsnr"
     nodes = make_grid(grid, process, len(stages), start, end, **(grid_options or {}))
     return compile_plan(entry.name, process, nodes, stages=stages, **options)
 

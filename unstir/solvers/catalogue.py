@@ -5,10 +5,12 @@ order is the measured order of convergence (weak order for stochastic solvers).
 
 from __future__ import annotations
 
-from .adams import deis, ghvb, heavy_ball, ipndm, plms, plms_stages
+from .adams import auto, deis, ghvb, heavy_ball, ipndm, plms, plms_stages
 from .corrected import er_sde, sa_solver, unipc
+from .invertible import two_step
 from .multistep import multistep
 from .onestep import ddim, ddpm, renoise, sde
+from .pndm import pndm, pndm_stages
 from .registry import calls_per_step, register
 from .singlestep import dpmpp_sde, exp_rk, fast_orders, rho_rk
 
@@ -24,9 +26,12 @@ GHVB = "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts, 20
 SA = "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models, 2023"
 ER = "Elucidating the Solution Space of Extended Reverse-Time SDE for Diffusion Models, 2023"
 LMS = "k-diffusion, 2022"
+BDIA = "Exact Diffusion Inversion via Bi-directional Integration Approximation, 2024"
 
 
 TWO, THREE, FOUR, FIVE = (calls_per_step(n) for n in (2, 3, 4, 5))
+
+register("auto", auto, 2, DEIS)
 
 # -- one number ------------------------------------------------------------------------------------------
 register("ddim", ddim, 1, DDIM)
@@ -85,6 +90,7 @@ for _order in (2, 3, 4):
     register(f"rhoab-{_order}", deis, _order, DEIS, {"order": _order, "variable": "rho"})
 register("lms", deis, 4, LMS, {"order": 4, "variable": "rho"})
 register("ipndm", ipndm, 2, DEIS)
+register("pndm", pndm, 2, PNDM, None, pndm_stages)
 register("plms", plms, 2, PNDM, None, plms_stages)
 register("ghvb", ghvb, 2, GHVB)
 register("ghvb-4", ghvb, 2, GHVB, {"order": 4})
@@ -97,3 +103,9 @@ register("unipc-bh1", unipc, 2, UNIPC, {"order": 2, "kind": "half"})
 register("unipc-bh2", unipc, 3, UNIPC, {"order": 2, "kind": "midpoint"})
 register("sa-solver", sa_solver, 1, SA)
 register("er-sde", er_sde, 1, ER)
+
+# -- exactly invertible ------------------------------------------------------------------------------------
+register("bdia", two_step, 1, BDIA, {"momentum": "bdia", "gamma": 0.96})
+register(
+    "obelm", two_step, 2, "BELM: Bidirectional Explicit Linear Multi-step Sampler for Exact Inversion in Diffusion Models, 2024"
+)

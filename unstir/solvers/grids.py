@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -69,6 +71,103 @@ def karras(process: Process, n: int, start: float, end: float, rho: float = 7.0)
     )
 
 
+def logistic(process: Process, n: int, start: float, end: float, slope: float = 0.7, centre: float = 0.0) -> list[float]:
+    """λ at the quantiles of a logistic law: uniform in u = 1/(1 + e^{slope (λ − centre)}), the default.
+
+    Dense where D depends most on the state (σ̂ near 1), a few wide steps where it hardly does; it
+    reaches σ = 0 and starts at α = 0 by itself, and as a rule in σ̂ it is the same on every process.
+    """
+    if not slope > 0:
+        raise ValueError(f"slope={slope} must be > 0")
+    ends = torch.sigmoid(-slope * (process.logsnr(torch.tensor([start, end], dtype=torch.float64)) - centre))
+    u = ends[0] + (ends[1] - ends[0]) * torch.arange(n + 1, dtype=torch.float64) / n
+    nodes = process.time(centre - torch.logit(u) / slope).tolist()
+    return [start, *nodes[1:-1], end]
+
+
+def polyexponential(process: Process, n: int, start: float, end: float, rho: float = 1.0) -> list[float]:
+    """log σ̂ linear in ramp^ρ (k-diffusion); ρ = 1 is `logsnr`."""
+    if not rho > 0:
+        raise ValueError(f"rho={rho} must be > 0")
+    return _spaced(process, n, start, end, process.logsnr, process.time, lambda u: 1 - (1 - u) ** rho)
+
+
+def edm_vp(process: Process, n: int, start: float, end: float, beta_d: float = 19.9, beta_min: float = 0.1) -> list[float]:
+    """σ̂ = √(e^{½ β_d s² + β_min s} − 1) with s uniform: the VP grid in EDM's table 1."""
+    return _spaced(
+        process, n, start, end,
+        lambda t: ((beta_min**2 + 2 * beta_d * torch.log1p(torch.exp(-2 * process.logsnr(t)))).sqrt() - beta_min) / beta_d,
+        lambda s: process.time(-0.5 * torch.expm1(0.5 * beta_d * s**2 + beta_min * s).log()),
+    )  # fmt: skip
+
+
+def edm_ve(process: Process, n: int, start: float, end: float) -> list[float]:
+    """σ̂² geometric, which is `logsnr`: the VE grid in EDM's table 1."""
+    return logsnr(process, n, start, end)
+
+
+def edm_iddpm(
+    process: Process, n: int, start: float, end: float, levels: int = 1000, c1: float = 0.001, c2: float = 0.008
+) -> list[float]:
+    """EDM's iDDPM grid: u_{j−1} = √((u_j² + 1)/max(ᾱ_{j−1}/ᾱ_j, c₁) − 1), ᾱ_j = sin²(½π j/(M (c₂ + 1))), subsampled."""
+    bar = np.sin(0.5 * np.pi * np.arange(levels + 1) / levels / (c2 + 1)) ** 2
+    u = np.zeros(levels + 1)
+    for j in range(levels, 0, -1):
+        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(bar[j - 1] / bar[j], c1) - 1)
+    low, high = process.span
+    top, bottom = float(process.noise_ratio(min(start, high))), float(process.noise_ratio(max(end, low)))
+    kept = u[(u <= top * (1 + 1e-9)) & (u >= bottom * (1 - 1e-9))]
+    inner = n if end < low else n + 1
+    if inner > len(kept):
+        raise ValueError(f"grid='edm-iddpm' has {len(kept)} levels in range; {n} steps do not fit")
+    chosen = kept[np.linspace(0, len(kept) - 1, inner).round().astype(int)]
+    nodes = process.time(-torch.as_tensor(chosen, dtype=torch.float64).log()).tolist()
+    nodes[0] = start
+    return [*nodes, end] if end < low else [*nodes[:-1], end]
+
+
+def beta(process: Process, n: int, start: float, end: float, a: float = 0.6, b: float = 0.6, of: str = "time") -> list[float]:
+    """Quantiles of a Beta(a, b) law (Beta Sampling is All You Need, 2024), of the time step or, as in diffusers, of σ̂."""
+    try:
+        from scipy.special import betaincinv
+    except ImportError:
+        raise ImportError("grid='beta' needs scipy: pip install scipy") from None
+    low, high = process.span
+    first, last, inner = min(start, high), max(end, low), n if end < low else n + 1
+    quantiles = torch.as_tensor(betaincinv(a, b, 1 - np.arange(inner) / max(1, inner - 1)))
+    if of == "time":
+        nodes = (last + (first - last) * quantiles).tolist()
+    elif of == "sigma":
+        top, bottom = process.noise_ratio(first), process.noise_ratio(last)
+        nodes = process.time(-(bottom + (top - bottom) * quantiles).log()).tolist()
+    else:
+        raise ValueError(f"of={of!r} must be 'time' or 'sigma'")
+    nodes[0] = start
+    return [*nodes, end] if end < low else [*nodes[:-1], end]
+
+
+# σ̂ of Align Your Steps, 2024, for 10 steps; 0 is appended.
+AYS = {
+    "ays-sd": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152),
+    "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113),
+    "ays-svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034),
+}
+
+
+def align_your_steps(process: Process, n: int, start: float, end: float, table: str = "ays-sd") -> list[float]:
+    """The published nodes; for n ≠ 10 log σ̂ is interpolated linearly in the index (Align Your Steps, 2024).
+
+    Nodes above the start are dropped by rescaling: the first node is the start, whatever its σ̂.
+    """
+    known = np.log(AYS[table])
+    at = np.interp(np.linspace(0, len(known) - 1, n), np.arange(len(known)), known)
+    nodes = process.time(-torch.as_tensor(at)).tolist()
+    keep = [t for t in nodes[1:] if end < t < start]
+    if len(keep) < n - 1:
+        raise ValueError(f"grid={table!r} has only {len(keep)} nodes between t = {start:g} and {end:g}; {n} steps need {n - 1}")
+    return [start, *keep, end]
+
+
 def _labels(process: Process, start: float) -> tuple[int, int]:
     levels = process.levels if isinstance(process, Table) else 1000
     return levels, max(1, round(start * levels))
@@ -104,7 +203,15 @@ GRIDS: dict[str, Grid] = {
     "time": uniform,
     "quadratic": power,
     "logsnr": logsnr,
+    "logistic": logistic,
     "karras": karras,
+    "exponential": logsnr,
+    "polyexponential": polyexponential,
+    "edm-vp": edm_vp,
+    "edm-ve": edm_ve,
+    "edm-iddpm": edm_iddpm,
+    "beta": beta,
+    **{name: partial(align_your_steps, table=name) for name in AYS},
     "leading": leading,
     "trailing": trailing,
     "linspace": linspace,
@@ -120,13 +227,16 @@ def make_grid(
     if not (0 <= end < start <= 1 and math.isfinite(start)):
         raise ValueError(f"start={start}, end={end}: need 0 ≤ end < start ≤ 1")
     if isinstance(grid, str):
-        if grid.lower() not in GRIDS:
-            raise ValueError(f"unknown grid {grid!r}; known: {', '.join(GRIDS)}")
-        grid = GRIDS[grid.lower()]
+        key = "logistic" if grid.lower() == "auto" else grid.lower().replace("_", "-")
+        if key not in GRIDS:
+            raise ValueError(f"unknown grid {grid!r}; known: auto, {', '.join(GRIDS)}")
+        grid = GRIDS[key]
     if callable(grid):
         nodes = [float(t) for t in grid(process, n, float(start), float(end), **options)]
     else:
         nodes = [float(t) for t in grid]
+    if any(b >= a for a, b in pairwise(nodes)):
+        raise ValueError("the grid must decrease strictly, from noise to data")
     if len(nodes) != n + 1:
         raise ValueError(f"the grid has {len(nodes)} nodes; {n} steps need {n + 1}")
     return nodes

@@ -34,10 +34,11 @@ class Point(NamedTuple):
 class Levels:
     """α, σ and λ at nodes t_0 > … > t_N, as Python floats; λ = ±∞ where σ or α is 0.
 
-    Raises ValueError unless the log-SNR increases strictly along the grid.
+    Raises ValueError unless the log-SNR increases strictly along the grid (decreases, if ascending:
+    a grid towards noise, for inversion, whose λ must be finite).
     """
 
-    def __init__(self, process: Process, times: Sequence[float]) -> None:
+    def __init__(self, process: Process, times: Sequence[float], ascending: bool = False) -> None:
         t = torch.as_tensor([float(u) for u in times], dtype=torch.float64)
         if len(t) < 2:
             raise ValueError(f"times has {len(t)} nodes; a grid needs at least a start and an end")
@@ -49,10 +50,12 @@ class Levels:
         self.sigma: list[float] = process.sigma(t).tolist()
         self.lam: list[float] = process.logsnr(t).tolist()
         self.n = len(self.times) - 1
+        if ascending and not all(math.isfinite(lam) for lam in self.lam):
+            raise ValueError("a grid towards noise must stay where σ > 0 and α > 0; start it at a small t > 0")
         for i in range(self.n):
-            if not self.lam[i + 1] > self.lam[i]:
+            if not (self.lam[i + 1] < self.lam[i] if ascending else self.lam[i + 1] > self.lam[i]):
                 raise ValueError(
-                    f"the grid must have strictly increasing log-SNR; step {i} goes from t = {self.times[i]:g} "
+                    f"the grid must have strictly {'de' if ascending else 'in'}creasing log-SNR; step {i} goes from t = {self.times[i]:g} "
                     f"(λ = {self.lam[i]:g}) to t = {self.times[i + 1]:g} (λ = {self.lam[i + 1]:g})"
                 )
 

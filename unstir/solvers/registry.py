@@ -69,10 +69,10 @@ def compiler(rows: Callable[..., Iterable[Row]]) -> Callable[..., Plan]:
     known = list(inspect.signature(rows).parameters)[1:]
 
     @wraps(rows)
-    def compile_rows(process: Process, times: Sequence[float], **options: Any) -> Plan:
+    def compile_rows(process: Process, times: Sequence[float], *, ascending: bool = False, **options: Any) -> Plan:
         if unknown := [key for key in options if key not in known]:
             raise ValueError(f"{rows.__name__} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-        return Plan(list(rows(Levels(process, times), **options)), process, name=rows.__name__)
+        return Plan(list(rows(Levels(process, times, ascending), **options)), process, name=rows.__name__)
 
     compile_rows.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("process", "times")]
