@@ -128,7 +128,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         separate[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
         seen.add(tensor.untyped_storage().data_ptr())
     with atomic_file(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors writes files that only their owner may read
         save_file(separate, temporary, metadata=dict(metadata or {}))
+        temporary.chmod(mode)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

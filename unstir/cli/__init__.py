@@ -51,7 +51,7 @@ def _dispatch(args: list[str]) -> int:
         print(f"unstir {__version__}")
         return OK
     if args[0] not in COMMANDS:
-        close = difflib.get_close_matches(args[0], COMMANDS, 1, 0.4)
+        close = difflib.get_close_matches(args[0], COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(COMMANDS)}"
         raise ValueError(f"unknown command {args[0]!r}; {hint}")
     from .parse import parse

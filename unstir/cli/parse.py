@@ -32,11 +32,15 @@ def parse(record: type[T], args: Sequence[str], command: str) -> T | None:
 
 
 def _unboxed(text: str) -> str:
-    """The message inside the box that tyro draws: its lines down to the first rule, as one."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in text.splitlines()]
-    inside = [line.strip("│ ") for line in lines if line.startswith("│")]
-    rule = next((i for i, line in enumerate(inside) if line.startswith("──")), len(inside))
-    return " ".join(" ".join(inside[:rule] or lines).split()).rstrip(".")
+    """The message inside the box that tyro draws, down to its first rule, as one line.
+
+    The box is ╭─ title ─╮ around lines in │, or, where stdout has no UTF-8, the title and a rule above plain lines.
+    """
+    drawn = "╭" in text
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ \n") for line in text.splitlines()]
+    lines = [line for line in lines if line and line[0] not in "╭╰"][0 if drawn else 2 :]
+    rule = next((i for i, line in enumerate(lines) if not line.strip("─-")), len(lines))
+    return " ".join(" ".join(lines[:rule]).split()).rstrip(".")
 
 
 def value(text: str) -> Any:

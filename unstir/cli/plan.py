@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from . import parse, show
 PROCESSES = {"vp": process.VP, "cosine": process.Cosine, "subvp": process.SubVP, "ve": process.VE, "edm": process.EDM}
 PROCESSES["flow"] = process.Flow
 LETTERS = ("p", "q", "s", "e", "a", "c")
+PEERS = ("a1111", "comfyui", "k-diffusion", "diffusers")  # the shortest names first
 DEFAULTS = {"p": 0.0, "q": 1.0, "s": 0.0, "e": 0.0}
 
 
@@ -54,7 +56,7 @@ def run(options: Options) -> int:
         return 0
     given = parse.grid(options.grid)
     explicit = isinstance(given["grid"], list)
-    entry = solvers.find(solvers.AUTO if options.name == "auto" else options.name)
+    entry = solvers.find(options.name)
     plan = solvers.plan(
         options.name,
         PROCESSES[options.process](),
@@ -62,7 +64,7 @@ def run(options: Options) -> int:
         start=options.start,
         end=options.end,
         **given,
-        **parse.pairs(options.set),
+        **_settings(entry, options.set),
     )
     drawing = None if options.picture is None else draw(plan, options.picture)
     print(plan)
@@ -78,6 +80,16 @@ def run(options: Options) -> int:
             temporary.write_bytes(drawing)
         show.wrote(options.picture)
     return 0
+
+
+def _settings(entry: solvers.Solver, texts: tuple[str, ...]) -> dict[str, Any]:
+    """The options in `--set`; ValueError where the solver wants a number and got a word."""
+    settings, known = parse.pairs(texts), inspect.signature(entry.compile).parameters
+    for name, value in settings.items():
+        usual = entry.options.get(name, known[name].default if name in known else None)
+        if isinstance(usual, int | float) and isinstance(value, str):
+            raise ValueError(f"--set {name}={value}: {name} must be a number, for instance {name}={usual}")
+    return settings
 
 
 def draw(plan: Plan, path: Path) -> bytes:
@@ -109,7 +121,7 @@ def _list() -> None:
     rows = []
     for name, entry in solvers.SOLVERS.items():
         noisy = solvers.plan(name, process.VP(), nfe=4).stochastic
-        known = entry.peers.get("k-diffusion") or entry.peers.get("diffusers") or entry.peers.get("comfyui") or ""
+        known = next((entry.peers[peer] for peer in PEERS if peer in entry.peers), "")
         rows.append((name, f"{entry.order:g}", "yes" if noisy else "no", known))
     show.table(rows, ("solver", "order>", "noise", "known elsewhere as"), title=f"{len(rows)} solvers")
-    show.say(f'"auto" is {solvers.AUTO}. `unstir plan NAME` prints a table, its paper and all other names.')
+    show.say("`unstir plan NAME` prints a table, its paper and all other names; the names of peers are understood too.")

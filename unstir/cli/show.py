@@ -1,4 +1,4 @@
-"""What the commands print: rich tables and bars on a terminal, plain lines elsewhere. Results go to stdout, progress to stderr."""
+"""What the commands print: tables and sentences to stdout, progress to stderr; 80 columns where that is no terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ..evaluate import Score
 
 
 def console(stderr: bool = False) -> Any:
-    """A console for the present stdout (or stderr); 80 columns wide where that is no terminal."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, highlight=False)
 
 
 def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], *, title: str = "", section: int | None = None) -> None:
@@ -41,23 +40,24 @@ def cell(value: Any) -> str:
 
 
 def say(text: str) -> None:
-    """One line of result; words in it are never read as markup."""
-    console().print(text, markup=False, soft_wrap=True)
+    """A sentence of result, wrapped at the width of the terminal; words in it are never read as markup."""
+    console().print(text, markup=False)
 
 
 def wrote(*paths: Path) -> None:
     """Names the files that a command left behind."""
     for path in paths:
-        say(f"wrote {path}")
+        print(f"wrote {path}")  # not wrapped: a path is there to be copied
 
 
 @contextmanager
-def progress(total: int, title: str) -> Iterator[Callable[[str], None]]:
+def progress(total: int, title: str) -> Iterator[Callable[..., None]]:
     """Yields a function that moves the bar on by one and may name what is being done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    screen = console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(title, total=total)
 
         def advance(now: str = "") -> None:

@@ -8,14 +8,19 @@ from typing import Any
 from ..plan.plan import Plan
 from ..process import Process
 from . import catalogue  # noqa: F401  (fills the register)
-from .adams import deis, ghvb, heavy_ball, ipndm, plms
+from .adams import auto, deis, ghvb, heavy_ball, ipndm, plms
+from .adaptive import Adaptive
+from .analyse import Analysis, analyse, stability_interval, stability_region
 from .corrected import er_sde, sa_solver, unipc
 from .grids import GRIDS, Grid, make_grid
+from .invertible import inverse, invertible, two_step
 from .levels import Levels, phi
 from .multistep import multistep
 from .onestep import ddim, ddpm, renoise, sde
+from .pndm import pndm
 from .registry import SOLVERS, Solver, compile_plan, compiler, find, register
 from .singlestep import dpmpp_sde, exp_rk, fast_orders, rho_rk
+from .transforms import churn, corrected, restart, reversed_plan
 
 
 def plan(
@@ -56,10 +61,16 @@ def plan(
 __all__ = [
     "GRIDS",
     "SOLVERS",
+    "Adaptive",
+    "Analysis",
     "Levels",
     "Solver",
+    "analyse",
+    "auto",
+    "churn",
     "compile_plan",
     "compiler",
+    "corrected",
     "ddim",
     "ddpm",
     "deis",
@@ -70,16 +81,24 @@ __all__ = [
     "find",
     "ghvb",
     "heavy_ball",
+    "inverse",
+    "invertible",
     "ipndm",
     "make_grid",
     "multistep",
     "phi",
     "plan",
     "plms",
+    "pndm",
     "register",
     "renoise",
+    "restart",
+    "reversed_plan",
     "rho_rk",
     "sa_solver",
     "sde",
+    "stability_interval",
+    "stability_region",
+    "two_step",
     "unipc",
 ]

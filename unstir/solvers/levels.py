@@ -54,8 +54,9 @@ class Levels:
             raise ValueError("a grid towards noise must stay where σ > 0 and α > 0; start it at a small t > 0")
         for i in range(self.n):
             if not (self.lam[i + 1] < self.lam[i] if ascending else self.lam[i + 1] > self.lam[i]):
+                way = "decreasing" if ascending else "increasing"
                 raise ValueError(
-                    f"the grid must have strictly {'de' if ascending else 'in'}creasing log-SNR; step {i} goes from t = {self.times[i]:g} "
+                    f"the grid must have strictly {way} log-SNR; step {i} goes from t = {self.times[i]:g} "
                     f"(λ = {self.lam[i]:g}) to t = {self.times[i + 1]:g} (λ = {self.lam[i + 1]:g})"
                 )
 

@@ -20,4 +20,32 @@ class System:
         return f"unstir.systems.{self.id.replace('-', '_')}"
 
 
-SYSTEMS: dict[str, System] = {system.id: system for system in ()}
+_ROWS: tuple[System, ...] = (
+    # System("some-name", "Some Name", "Title of the Paper, 2024", "what it does, in at most 60 letters"),
+    System(
+        "deis",
+        "DEIS",
+        "Fast Sampling of Diffusion Models with Exponential Integrator, 2023",
+        "extrapolates the noise in t or σ̂: good samples in 10 calls",
+    ),
+    System(
+        "dpm-solver",
+        "DPM-Solver",
+        "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps, 2022",
+        "one-step solvers of order 1, 2, 3 in log-SNR time",
+    ),
+    System(
+        "dpm-solver-pp",
+        "DPM-Solver++",
+        "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, 2022",
+        "data-form solvers, stable at strong guidance; thresholding",
+    ),
+    System(
+        "ghvb",
+        "Generalised heavy ball",
+        "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts, 2024",
+        "momentum that keeps high-order solvers stable",
+    ),
+)
+
+SYSTEMS: dict[str, System] = {system.id: system for system in _ROWS}

@@ -140,8 +140,10 @@ def fit(
                     progress(event)
                 if event["step"] % config.checkpoint_every == 0:
                     errors, saved = checkpoint(), counters.images
-            if saved != counters.images or not errors:
+            if saved != counters.images:
                 errors = checkpoint()
+            elif not errors:  # resumed at the very end
+                errors = validate(average, validation or dataset, config.seed)
             interrupted = stop.is_set() and counters.images < total
     finally:
         log.close()

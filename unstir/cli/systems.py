@@ -1,0 +1,32 @@
+"""`unstir systems`: the table of published systems."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from ..systems import SYSTEMS
+from . import show
+
+
+@dataclass(frozen=True)
+class Options:
+    """List the published systems that are built from the parts of this library."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def run(options: Options) -> int:
+    """Carries out `unstir systems`."""
+    if options.json:
+        print(json.dumps([asdict(s) | {"module": s.module} for s in SYSTEMS.values()], indent=2, ensure_ascii=False))
+        return 0
+    if not SYSTEMS:
+        show.say("no systems yet")
+        return 0
+    show.table(
+        [(s.id, s.summary, s.paper) for s in SYSTEMS.values()], ("id", "what it does", "paper"), title=f"{len(SYSTEMS)} systems"
+    )
+    show.say("`unstir reproduce ID` runs one and measures its paper's claim in miniature.")
+    return 0
