@@ -7,8 +7,11 @@ picture does not change with the batch it is drawn in, and a run can be split or
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,17 +30,27 @@ def mix(*keys: int) -> int:
     return state
 
 
+def _integer(value: Any, name: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} must be an integer (or one integer per sample)") from None
+
+
 def sample_keys(batch: int, seed: int | Sequence[int], index: Sequence[int] | None = None) -> list[int]:
     """One key per sample: of (seed, i) for an integer seed, or of each seed of a sequence."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        seeds = [int(s) for s in seed]
-        if len(seeds) != batch:
-            raise ValueError(f"seed has {len(seeds)} entries for a batch of {batch}; give one integer or one per sample")
-        return [mix(s, i) for s, i in zip(seeds, index or [0] * batch, strict=True)]
-    numbers = range(batch) if index is None else index
-    if len(numbers) != batch:
-        raise ValueError(f"index has {len(numbers)} entries for a batch of {batch}; give one per sample")
-    return [mix(seed, i) for i in numbers]
+    places = list(range(batch)) if index is None else [_integer(i, "index") for i in index]
+    if len(places) != batch:
+        raise ValueError(f"index has {len(places)} entries for a batch of {batch}; give one per sample")
+    if isinstance(seed, Sequence | np.ndarray | Tensor) and not isinstance(seed, str) and np.ndim(seed) == 1:
+        if len(seed) != batch:
+            raise ValueError(f"seed has {len(seed)} entries for a batch of {batch}; give one integer or one per sample")
+        # A sample with a seed of its own is number 0 of it, wherever it lies in the batch.
+        return [mix(_integer(s, "seed"), i if index is not None else 0) for s, i in zip(seed, places, strict=True)]
+    one = _integer(seed, "seed")
+    return [mix(one, i) for i in places]
 
 
 def draw(

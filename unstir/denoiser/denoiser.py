@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .._calls import count_call
-from ..process import Process, Table
+from ..process import Process
 from ..process.base import expand, float64
+from ..process.table import label_count
 from .prediction import Prediction
 
 
 def _label(process: Process, t: Tensor) -> Tensor:
-    if isinstance(process, Table):
-        return process.label(t)
-    return (1000 * t - 1).clamp_min(0)
+    return (label_count(process) * t - 1).clamp_min(0)
 
 
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {

@@ -1,9 +1,12 @@
 """Plans and the executor that runs them."""
 
-from .execute import NonFiniteError, State, Step, steps, tree_map
+from .execute import steps
 from .hooks import Context, Steered
-from .plan import JointPlan, Plan, Row
+from .joint import JointPlan
+from .plan import Plan
+from .row import Row
 from .sample import sample
+from .state import NonFiniteError, State, Step, tree_map
 from .trace import Symbol, Tracer, trace
 
 __all__ = [

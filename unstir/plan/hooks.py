@@ -20,7 +20,6 @@ from torch import Tensor
 
 from .._calls import Calls
 from ..denoiser.denoiser import combine
-from .plan import Row
 
 
 class Steered(NamedTuple):
@@ -39,18 +38,24 @@ class Steered(NamedTuple):
 CARRIES = ("data", "noise", "velocity")
 
 
-def carried(out: Steered, row: Row, alpha_next: float) -> tuple[Tensor, Tensor]:
-    """(D for this row, D to remember): D'' = D + (shift/B_i)(D' − D); history keeps D' (D for "velocity")."""
-    if out.carry not in CARRIES:
-        raise ValueError(f"carry={out.carry!r} is unknown; one of {', '.join(CARRIES)}")
-    if out.carry == "data":
-        return out.data, out.data
+def carried(data: Any, base: Any, carry: str, row: Any, alpha: Any) -> tuple[Any, Any]:
+    """(D for this row, D to remember): D'' = D + (shift/B_i)(D' − D); history keeps D' (D for "velocity").
+
+    data is D', base is D; alpha is α_{i+1}, a number or shaped to broadcast; dicts go leaf by leaf.
+    """
+    if carry not in CARRIES:
+        raise ValueError(f"carry={carry!r} is unknown; one of {', '.join(CARRIES)}")
+    if carry == "data":
+        return data, data
+    if isinstance(data, dict):
+        each = {k: carried(data[k], base[k], carry, row.leaf(k), alpha[k]) for k in data}
+        return {k: now for k, (now, _) in each.items()}, {k: keep for k, (_, keep) in each.items()}
     gain = row.gain
     if isinstance(gain, float) and gain == 0:
-        raise ValueError(f"carry={out.carry!r} needs a row that uses its own prediction; this one has B_i = 0")
-    shift = alpha_next if out.carry == "noise" else 1.0
-    now = combine(((1.0, out.base), (shift / gain, out.data - out.base)))
-    return now, (out.base if out.carry == "velocity" else out.data)
+        raise ValueError(f"carry={carry!r} needs a row that uses its own prediction; this one has B_i = 0")
+    shift = alpha if carry == "noise" else 1.0
+    now = combine(((1.0, base), (shift / gain, data - base)))
+    return now, (base if carry == "velocity" else data)
 
 
 @dataclass
@@ -128,7 +133,7 @@ def call_hooks(hooks: tuple[Hook, ...], place: str, ctx: Context, x: Any) -> Any
             listen = hook
         changed = listen(ctx, x) if listen is not None else None
         if changed is not None:
-            if place == "on_row" and not ctx.boundary:
+            if not ctx.boundary:
                 raise ValueError(
                     f"row {ctx.index} leads to an inner stage, not to a solution value; edit x only where ctx.boundary is True"
                 )

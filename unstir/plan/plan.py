@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -20,50 +19,10 @@ import torch
 from torch import Tensor
 
 from ..process import Process
+from .row import Row
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-Coef = float | Tensor
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One row; see the module for the meaning of the letters.
-
-    t: time of X_i, where the denoiser is evaluated; to: time of X_{i+1}.
-    b: {lag j: weight of F_{i−j}}. A row with evaluate=False makes no call and has no F of its own.
-    boundary: X_{i+1} is a genuine solution value (hooks may edit it), not an inner stage.
-    kwargs: keyword arguments for the network in this row (layer skipping, switches).
-    """
-
-    t: Any
-    to: Any
-    a: Coef
-    b: Mapping[int, Coef] = field(default_factory=dict)
-    c: Coef = 0.0
-    p: Coef = 0.0
-    q: Coef = 1.0
-    s: Coef = 0.0
-    e: Coef = 0.0
-    evaluate: bool = True
-    boundary: bool = True
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def noisy(self) -> bool:
-        """Does this row add noise?"""
-        return isinstance(self.c, Tensor) or self.c != 0
-
-    def leaf(self, name: str) -> Row:
-        """The row that acts on one leaf of a dict state: this one (`JointRow` has one per leaf)."""
-        return self
-
-    @property
-    def gain(self) -> Coef:
-        """B_i, the total coefficient of D_i in X_{i+1}."""
-        return self.b.get(0, 0.0) * self.q
 
 
 class Plan:
@@ -80,7 +39,7 @@ class Plan:
         process: Process,
         *,
         name: str = "custom",
-        options: Mapping[str, Any] = NOTHING,
+        options: Mapping[str, Any] = MappingProxyType({}),
         order: float | None = None,
         offset: int = 0,
         keep: frozenset[int] = frozenset(),
@@ -103,6 +62,9 @@ class Plan:
                     raise ValueError(
                         f"row {i}: {letter} is not finite ({value}); the grid or the process does not fit the solver"
                     )
+        first = i + self.offset == 0
+        if row.momentum and (first or (i > 0 and not self.rows[i - 1].evaluate)):
+            raise ValueError(f"row {i}: s ≠ 0 needs the F of the row before it, which does not exist")
         for lag in row.b:
             source = i - lag
             if lag < 0 or source < -self.offset:
@@ -156,13 +118,17 @@ class Plan:
         for i, row in enumerate(self.rows, self.offset):
             for lag in row.b:
                 use[i - lag] = i
-            if row.evaluate and not (isinstance(row.s, float) and row.s == 0):
+            if row.momentum:
                 use[i - 1] = i
         return {**use, **dict.fromkeys(self.keep, self.offset + len(self.rows))}
 
     def releases(self) -> list[list[int]]:
         """Per row, the rows whose F nobody reads after it."""
-        return _releases(self)
+        return releases(self)
+
+    def needs(self) -> list[int]:
+        """Rows before the first whose F is read: empty unless this is the tail of a split plan."""
+        return sorted(i for i in self.last_use() if i < self.offset)
 
     # -- pieces ----------------------------------------------------------------------------------
     def split(self, row: int | None = None, *, t: float | None = None) -> tuple[Plan, Plan]:
@@ -184,8 +150,7 @@ class Plan:
             raise ValueError(f"row={row} begins at an inner stage; split where the previous row has boundary=True")
         cut = self.offset + row
         tail = self._with(self.rows[row:], offset=cut)
-        needed = frozenset(i for i in tail.last_use() if i < cut)
-        return self._with(self.rows[:row], keep=needed), tail
+        return self._with(self.rows[:row], keep=frozenset(tail.needs())), tail
 
     def tail(self, start: float) -> Plan:
         """The same solver compiled on the part of the grid at and below time `start`, without history.
@@ -273,7 +238,8 @@ class Plan:
         return hash(self.fingerprint())
 
 
-def _releases(plan: Any) -> list[list[int]]:
+def releases(plan: Any) -> list[list[int]]:
+    """Per row of a plan, the rows whose F nobody reads after it."""
     rows = [[] for _ in plan.rows]
     use = plan.last_use()
     unread = {i: i for i, row in enumerate(plan.rows, plan.offset) if row.evaluate and i not in use}
@@ -285,93 +251,3 @@ def _releases(plan: Any) -> list[list[int]]:
 
 def _short(t: Any) -> str:
     return f"{t:.4g}" if isinstance(t, float | int) else "per sample"
-
-
-@dataclass(frozen=True)
-class JointRow:
-    """Row i of several plans at once, one per leaf of a dict state; one network call serves all."""
-
-    rows: Mapping[str, Row]
-
-    def leaf(self, name: str) -> Row:
-        if name not in self.rows:
-            raise ValueError(f"the state has a leaf {name!r}; the joint plan has {', '.join(self.rows)}")
-        return self.rows[name]
-
-    @property
-    def _one(self) -> Row:
-        return next(iter(self.rows.values()))
-
-    def _shared(self, letter: str) -> Any:
-        values = {name: getattr(row, letter) for name, row in self.rows.items()}
-        first = next(iter(values.values()))
-        return first if all(v == first for v in values.values()) else values
-
-    @property
-    def t(self) -> Any:
-        """The common time, or {leaf: time} where they differ; the model is called with it."""
-        return self._shared("t")
-
-    @property
-    def to(self) -> Any:
-        return self._shared("to")
-
-    @property
-    def evaluate(self) -> bool:
-        return self._one.evaluate
-
-    @property
-    def boundary(self) -> bool:
-        return all(row.boundary for row in self.rows.values())
-
-    @property
-    def noisy(self) -> bool:
-        return any(row.noisy for row in self.rows.values())
-
-    @property
-    def kwargs(self) -> Mapping[str, Any]:
-        return {key: value for row in self.rows.values() for key, value in row.kwargs.items()}
-
-
-class JointPlan:
-    """Plans of equal length, one per leaf of a dict state, run in step: leaves may have their own process.
-
-    JointPlan({"image": plan_a, "action": plan_b}); the model is called with the dict state, with t
-    (or {leaf: t}), and returns {leaf: data prediction}.
-    """
-
-    def __init__(self, plans: Mapping[str, Plan]) -> None:
-        if not plans:
-            raise ValueError("plans is empty; give at least one leaf")
-        shapes = {name: [row.evaluate for row in plan.rows] for name, plan in plans.items()}
-        first = next(iter(shapes.values()))
-        if any(shape != first for shape in shapes.values()):
-            raise ValueError(
-                f"plans must call the network in the same rows; lengths are { ({k: len(v) for k, v in shapes.items()}) }"
-            )
-        self.plans = MappingProxyType(dict(plans))
-        self.rows = tuple(JointRow({name: plan.rows[i] for name, plan in plans.items()}) for i in range(len(first)))
-        self.offset = 0
-        self.process = next(iter(plans.values())).process
-        if any(plan.process.anchored for plan in plans.values()):
-            raise ValueError("leaves of a joint plan must have processes without an anchor")
-
-    @property
-    def start(self) -> Any:
-        """Time of the start state, or {leaf: time}."""
-        return self.rows[0].t
-
-    def __len__(self) -> int:
-        return sum(row.evaluate for row in self.rows)
-
-    def last_use(self) -> dict[int, int]:
-        """As `Plan.last_use`, over all leaves."""
-        use: dict[int, int] = {}
-        for plan in self.plans.values():
-            for i, last in plan.last_use().items():
-                use[i] = max(last, use.get(i, last))
-        return use
-
-    def releases(self) -> list[list[int]]:
-        """As `Plan.releases`, over all leaves."""
-        return _releases(self)

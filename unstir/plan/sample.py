@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .._calls import counting
 from .._random import PRIOR, draw, sample_keys
-from .execute import HALF, State, _check_leaf, _full_shape, launch, steps
+from .execute import launch, steps
 from .hooks import Hook
 from .plan import Plan
+from .state import HALF, State, check_leaf, full_shape
 
 EXECUTORS = ("eager", "compile", "graph")
 
@@ -117,7 +118,7 @@ def compiled(model: Any) -> Any:
 
 
 def _start(model: Any, plan: Any, shape: Any, seed: Any, index: Any, dtype: torch.dtype, device: Any) -> Tensor:
-    shape = _full_shape(model, shape)
+    shape = full_shape(model, shape)
     device = device or next((p.device for p in model.parameters()), "cpu")
     z = draw(sample_keys(shape[0], seed, index), shape[1:], PRIOR, dtype, device)
     return z * float(plan.process.sigma(plan.start))
@@ -134,7 +135,7 @@ def capture(model: Any, plan: Plan, example: Tensor, **cond: Any) -> Callable[..
     """
     if not (isinstance(example, Tensor) and example.is_cuda):
         raise ValueError("executor='graph' needs a CUDA state; on the CPU use executor='eager' or 'compile'")
-    _check_leaf(example)
+    check_leaf(example)
     if example.dtype in HALF:
         raise ValueError("executor='graph' keeps the state in float32; use torch.autocast in the network for half precision")
     key = (plan.fingerprint(), tuple(example.shape), example.dtype, tuple((k, id(v)) for k, v in sorted(cond.items())))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .._files import read_json, write_text
 from ..process import from_spec
-from .plan import Plan, Row
+from .plan import Plan
+from .row import Row
 
 FORMAT, VERSION = "unstir-plan", 1
 _LETTERS = ("a", "c", "p", "q", "s", "e")
@@ -23,8 +24,10 @@ def table(plan: Plan, width: int = 80) -> str:
     """The table in at most `width` columns; lags that do not fit are summed up in the last one."""
     lags = sorted({lag for row in plan.rows for lag in row.b})
     extra = [k for k in ("p", "q", "s", "e") if any(not _is(getattr(row, k), _DEFAULTS[k]) for row in plan.rows)]
-    room = (width - 4 - 2 * 9 - 9 - 8 - 3) // 9 - len(extra)
-    shown = lags[: max(1, room)]
+    # Row number, t, λ, a, c and the flags take 4 + 4·9 + 4 columns, the note on hidden lags 9.
+    room = (width - 44 - 9) // 9
+    extra = extra[: max(0, room - min(2, len(lags)))]
+    shown = lags[: max(1, room - len(extra))]
     hidden = len(lags) - len(shown)
     heads = ["t", "λ", *extra, "a", *[f"b{lag}" for lag in shown], "c"]
     lines = [
@@ -76,6 +79,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "order": plan.order,
         "nfe": len(plan),
         "offset": plan.offset,
+        "keep": sorted(plan.keep),
         "fingerprint": fingerprint(plan),
         "process": plan.process.spec(),
         "options": _plain(dict(plan.options)),
@@ -91,6 +95,10 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
         if not _is(getattr(row, key), default):
             out[key] = _plain(getattr(row, key))
     if row.kwargs:
+        if bad := [key for key, value in row.kwargs.items() if isinstance(value, Tensor)]:
+            raise ValueError(
+                f"the keyword {bad[0]!r} of a row is a tensor, which JSON cannot give back; use numbers, texts or lists"
+            )
         out["kwargs"] = _plain(dict(row.kwargs))
     return out
 
@@ -128,15 +136,10 @@ def from_dict(data: Any, where: str = "plan") -> Plan:
             )
             for row in data["rows"]
         ]
-        plan = Plan(
-            rows,
-            from_spec(data["process"]),
-            name=data["name"],
-            options=data["options"],
-            order=data["order"],
-            offset=data["offset"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
+        process = from_spec(data["process"])
+        known = {key: data[key] for key in ("name", "options", "order", "offset")}
+        plan = Plan(rows, process, keep=frozenset(data["keep"]), **known)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None
     if data.get("fingerprint") != fingerprint(plan):
         raise ValueError(f"{where} was altered: its fingerprint does not match its numbers")
@@ -145,7 +148,8 @@ def from_dict(data: Any, where: str = "plan") -> Plan:
 
 def fingerprint(plan: Plan) -> str:
     """First 16 hex digits of the SHA-256 of all rows and the process (not of the name or the recipe)."""
-    content = {"process": plan.process.spec(), "offset": plan.offset, "rows": [_row_to_dict(row) for row in plan.rows]}
+    rows = [_row_to_dict(row) for row in plan.rows]
+    content = {"process": plan.process.spec(), "offset": plan.offset, "keep": sorted(plan.keep), "rows": rows}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from ..process import Process
-from .plan import Plan, Row
+from .plan import Plan
+from .row import Row
 
 Key = tuple[str, int]
 START: Key = ("x", 0)
@@ -115,9 +116,12 @@ def _row(x: Symbol, y: Symbol, t: float, to: float, i: int, skipped: int, seen: 
     a = y[START] / x[START] if x[START] != 0 else 0.0
     if x[START] == 0 and y[START] != 0:
         raise ValueError(f"call {i + 1} uses the start state again after it was replaced; this loop is not a table")
-    rest = y - x * a
-    b = {i - key[1]: value for key, value in rest.terms.items() if key[0] == "D" and abs(value) > 1e-15}
-    fresh = {key: value for key, value in rest.terms.items() if key[0] == "z" and abs(value) > 1e-15}
+    kept = x * a
+    rest = y - kept
+    # What is left of two numbers that should cancel is rounding, relative to those numbers.
+    real = {key: v for key, v in rest.terms.items() if abs(v) > 1e-13 * max(abs(y[key]), abs(kept[key]))}
+    b = {i - key[1]: value for key, value in real.items() if key[0] == "D"}
+    fresh = {key: value for key, value in real.items() if key[0] == "z"}
     if old := set(fresh) & seen:
         raise ValueError(f"call {i + 1} needs the noises {sorted(old)} of an earlier row again; draw fresh noise instead")
     seen.update(fresh)
@@ -134,6 +138,10 @@ def _run(plan: Plan, gain: Any, offset: Any, x_mean: float, x_std: float | None)
     x = Symbol({("1", 0): x_mean, START: float(plan.process.sigma(plan.start)) if x_std is None else x_std})
     history: dict[int, Symbol] = {}
     largest = 1.0
+    if plan.needs():
+        raise ValueError(
+            f"the plan reads the history of row {plan.needs()[0]}, before its first; ask the whole plan, not a split tail"
+        )
     for i, row in enumerate(plan.rows):
         if row.evaluate:
             data = x * _at(gain, row.t) + Symbol({("1", 0): _at(offset, row.t)})

@@ -97,10 +97,12 @@ class Cosine(Process):
 
     def time(self, logsnr: Time) -> Tensor:
         alpha, sigma = _circle(logsnr)
-        # tan θ from cos θ = α cos θ₀ and sin² θ = sin² θ₀ + σ² cos² θ₀: accurate at both ends.
-        cos = alpha * math.cos(self._theta0)
-        sin = (math.sin(self._theta0) ** 2 + (sigma * math.cos(self._theta0)) ** 2).sqrt()
-        return ((torch.atan2(sin, cos) - self._theta0) * (2 / math.pi) * (1 + self.s)).clamp(0, 1)
+        # cos θ = α cos θ₀ and sin² θ = sin² θ₀ + σ² cos² θ₀; the angle from θ₀ by its own sine and
+        # cosine, sin(θ − θ₀) = σ² cos² θ₀/sin(θ + θ₀), so that nothing cancels near t = 0.
+        sin0, cos0 = math.sin(self._theta0), math.cos(self._theta0)
+        cos, sin = alpha * cos0, (sin0**2 + (sigma * cos0) ** 2).sqrt()
+        turn = torch.atan2((sigma * cos0) ** 2 / (sin * cos0 + cos * sin0), cos * cos0 + sin * sin0)
+        return (turn * (2 / math.pi) * (1 + self.s)).clamp(0, 1)
 
     def path(self, logsnr: Time) -> tuple[Tensor, Tensor]:
         return _circle(logsnr)

@@ -163,3 +163,10 @@ def resolution_shift(tokens: int, base_tokens: int) -> float:
     if tokens < 1 or base_tokens < 1:
         raise ValueError(f"tokens={tokens} and base_tokens={base_tokens} must be at least 1")
     return math.sqrt(tokens / base_tokens)
+
+
+def label_count(process: Process) -> int:
+    """T, the number of labels a network of this process was trained with: its table's, else 1000."""
+    while isinstance(process, Shifted):
+        process = process.base
+    return process.levels if isinstance(process, Table) else 1000

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..plan.plan import Row
+from ..plan.row import Row
 from ..process import Process
 from .levels import Levels
 from .registry import compiler

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ..plan.execute import State, tree_map
-from ..plan.plan import Row
+from ..plan.row import Row
+from ..plan.state import State, tree_map
 from ..process import Process
 from .levels import Levels
 from .singlestep import eliminate, exponential_stages, order_three, order_two

@@ -58,11 +58,11 @@ register("ab-2-noise", multistep, 2, DPM, {"order": 2, "form": "noise"})
 # -- exponential Runge–Kutta -----------------------------------------------------------------------------
 register("dpm-2s", exp_rk, 2, DPM, {"order": 2, "form": "noise"}, TWO)
 register("dpm-3s", exp_rk, 3, DPM, {"order": 3, "form": "noise"}, THREE)
-register("dpm-fast", exp_rk, 3, DPM, {"order": 3, "form": "noise"}, fast_orders)
+register("dpm-fast", exp_rk, 2, DPM, {"order": 3, "form": "noise"}, fast_orders)
 register("dpmpp-2s", exp_rk, 2, DPMPP, {"order": 2}, TWO)
 register("dpmpp-2s-ancestral", exp_rk, 1, DPMPP, {"order": 2, "eta": 1.0}, TWO)
 register("dpmpp-3s", exp_rk, 3, DPMPP, {"order": 3}, THREE)
-register("dpmpp-fast", exp_rk, 3, DPMPP, {"order": 3}, fast_orders)
+register("dpmpp-fast", exp_rk, 2, DPMPP, {"order": 3}, fast_orders)
 register("dpmpp-sde", dpmpp_sde, 1, DPMPP, None, TWO)
 register(
     "etd-4", exp_rk, 4, "Generalized integrating factor methods for stiff PDEs, 2005", {"order": 4, "kind": "krogstad"}, FOUR

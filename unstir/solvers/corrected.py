@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..plan.plan import Row
+from ..plan.row import Row
 from .levels import Levels
 from .multistep import moments, multistep_row, usable_order, weights
 from .registry import compiler
@@ -62,25 +62,32 @@ def _with_correctors(
 
 @compiler
 def unipc(
-    levels: Levels, order: int = 3, kind: str = "exact", form: str = "data", corrector_on: bool = True, lower_final: bool = True
+    levels: Levels,
+    order: int = 3,
+    kind: str = "exact",
+    form: str = "data",
+    corrector_on: bool = True,
+    lower_final: bool | None = None,
 ) -> Iterator[Row]:
     """UniPC (UniPC: A Unified Predictor-Corrector Framework …, 2023): order p, and p + 1 with the corrector.
 
     kind: "exact" moments, "half" (the paper's B₁) or "midpoint" (B₂), which differ at order 2 of the
-    predictor and of the corrector. Predictor order min(p, i + 1, N − i); the corrector at node i
-    has the order of the predictor that landed there plus one.
+    predictor and of the corrector. Predictor order min(p, i + 1), and at most the steps left if
+    lower_final, by default where there are fewer than 15; the corrector at node i has the order of
+    the predictor that landed there plus one.
     """
+    lower = levels.n < 15 if lower_final is None else lower_final
     if not (isinstance(order, int) and 1 <= order <= 6):
         raise ValueError(f"order={order} must be an integer from 1 to 6")
     if kind not in ("exact", "half", "midpoint") or form not in ("data", "noise"):
         raise ValueError(f"kind={kind!r} must be 'exact', 'half' or 'midpoint', form={form!r} 'data' or 'noise'")
 
     def corrector_order(i: int) -> int:
-        return usable_order(levels, i - 1, order, lower_final) + 1 if corrector_on else 1
+        return usable_order(levels, i - 1, order, lower) + 1 if corrector_on else 1
 
     return _with_correctors(
         levels,
-        lambda i: multistep_row(levels, i, order, form, kind, 0.0, lower_final),
+        lambda i: multistep_row(levels, i, order, form, kind, 0.0, lower),
         corrector_order,
         lambda i, o: corrector(levels, i, o, form, kind),
     )

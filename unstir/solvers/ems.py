@@ -1,15 +1,15 @@
 """DPM-Solver-v3: multistep in the parameterisation that three measured curves of the model make linear.
 
-For curves l, s, b of λ (products elementwise) write the data prediction D as
+With x̂ = x/α the equation is dx̂/dλ = D − x̂. For curves l, s, b of λ (products elementwise) it reads
 
-    f = ((1 − l) x − α D)/α = (1 − l) x/α − D,      f' = s f + b + (what is left),      ' = d/dλ along the ODE
+    dx̂/dλ = −l x̂ − f,      f = (1 − l) x̂ − D,      f' = s f + b + (what is left),      ' = d/dλ along it
 
-The ODE in f has the linear part l, and g = e^{−(S − S_s)} f − β with L = ∫l, S = ∫s and, from the
-start λ_s of a step, β(λ) = ∫_{λ_s}^λ e^{−(S − S_s)} b varies only by what is left. So exactly
+With L = ∫l, S = ∫s and, from the start λ_s of a step, β(λ) = ∫_{λ_s}^λ e^{−(S − S_s)} b dλ, the function
+g = e^{−(S − S_s)} f − β varies only by what is left, and exactly
 
     x_t = (α_t/α_s) A x_s − α_t A ∫_{λ_s}^{λ_t} ω (g + β) dλ,   A = e^{L_s − L_t},   ω = e^{(L + S) − (L_s + S_s)}
 
-and g is replaced by its polynomial through known nodes. `unstir.tune.model_statistics` measures the curves.
+where g is replaced by its polynomial through known nodes. `unstir.tune.model_statistics` measures the curves.
 (DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics, 2023.)
 """
 
@@ -28,7 +28,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .._files import read_tensors, write_tensors
-from ..plan.plan import Coef, Row
+from ..plan.row import Coef, Row
 from ..process import Process, from_spec
 from .levels import Levels
 from .multistep import usable_order
@@ -120,7 +120,7 @@ class _Update(NamedTuple):
 
 
 class _Curves:
-    """l, S and L along the knots and the nodes i of a grid that have a finite λ."""
+    """The curves and L, S along `axis`: the knots, and the nodes i of a grid whose λ is finite, at `place[i]`."""
 
     def __init__(self, stats: Statistics, levels: Levels) -> None:
         self.levels = levels
@@ -133,10 +133,11 @@ class _Curves:
 
     def update(self, s: int, nodes: Sequence[int], pseudo: bool) -> _Update:
         """The step from node s to s + 1 with the polynomial of g through `nodes`, of which s is the first."""
-        first, last = min(self.place[m] for m in nodes), self.place[s + 1]
-        axis, L, S, b = (curve[first : last + 1] for curve in (self.axis, self.L, self.S, self.b))
-        at = {m: self.place[m] - first for m in nodes}
-        scale = self.levels.alpha[s + 1] * (L[at[s]] - L[-1]).exp()  # α_t A
+        places = [self.place[m] for m in (*nodes, s + 1)]
+        window = slice(min(places), max(places) + 1)
+        axis, L, S, b = (curve[window] for curve in (self.axis, self.L, self.S, self.b))
+        at = {m: self.place[m] - window.start for m in (*nodes, s + 1)}
+        scale = self.levels.alpha[s + 1] * (L[at[s]] - L[at[s + 1]]).exp()  # α_t A
         decay = (S[at[s]] - S).exp()  # e^{−(S − S_s)}
         beta = _integral(decay * b, axis)
         beta = beta - beta[at[s]]
@@ -144,7 +145,9 @@ class _Curves:
 
         def over_step(curve: Tensor) -> Tensor:
             """∫_{λ_s}^{λ_t} of the curve."""
-            return torch.trapezoid(curve[at[s] :], axis[at[s] :], dim=0)
+            here, there = sorted((at[s], at[s + 1]))
+            size = torch.trapezoid(curve[here : there + 1], axis[here : there + 1], dim=0)
+            return size if here == at[s] else -size  # −: a grid towards noise
 
         # With ĝ^(k)/k! = Σ_m T_km g_m:  −α_t A ∫ ω ĝ dλ = Σ_m w_m g_m,  w_m = −α_t A Σ_k T_km ∫ ω (λ − λ_s)^k dλ
         taylor = taylor_weights([float(delta[at[m]]) for m in nodes], pseudo)
@@ -177,7 +180,7 @@ def taylor_weights(delta: Sequence[float], pseudo: bool = False) -> Tensor:
 @compiler
 def ems_multistep(
     levels: Levels,
-    stats: Statistics,
+    stats: Statistics | None = None,
     order: int = 3,
     corrector: bool = True,
     pseudo_predictor: bool = False,
@@ -200,7 +203,7 @@ def ems_multistep(
     or to σ = 0, where λ is infinite, is of order 1 in data form. ValueError where the statistics are
     of another process or do not cover the grid.
     """
-    _check(levels, stats, order)
+    stats = _check(levels, stats, order)
     curves = _Curves(stats, levels)
     usable = [usable_order(levels, i, order, lower_final) for i in range(levels.n)]
     before: _Update | None = None  # the predictor that landed on node i
@@ -241,9 +244,9 @@ def _entry(value: Tensor) -> Coef:
     return value[None] if value.ndim else float(value)
 
 
-def _check(levels: Levels, stats: Statistics, order: int) -> None:
+def _check(levels: Levels, stats: Statistics | None, order: int) -> Statistics:
     if not isinstance(stats, Statistics):
-        raise TypeError(f"stats is {type(stats).__name__}; give the Statistics of unstir.tune.model_statistics")
+        raise TypeError(f"stats is {type(stats).__name__}; measure them with unstir.tune.model_statistics(model, data)")
     if isinstance(order, bool) or not (isinstance(order, int) and 1 <= order <= 4):
         raise ValueError(f"order={order!r} must be an integer from 1 to 4")
     if stats.process != levels.process:
@@ -260,9 +263,11 @@ def _check(levels: Levels, stats: Statistics, order: int) -> None:
                 "change start, end or the grid, or measure statistics there"
             )
     for i in range(levels.n):
-        inside = (stats.logsnr >= levels.lam[i] - SLACK) & (stats.logsnr <= levels.lam[i + 1] + SLACK)
+        here, there = sorted(levels.lam[i : i + 2])
+        inside = (stats.logsnr >= here - SLACK) & (stats.logsnr <= there + SLACK)
         if levels.finite(i) and int(inside.sum()) < 2:
             raise ValueError(
                 f"step {i} (λ = {levels.lam[i]:.4f} … {levels.lam[i + 1]:.4f}) holds fewer than 2 of the "
                 f"{len(stats.logsnr)} knots of stats; take fewer steps, or measure more knots"
             )
+    return stats

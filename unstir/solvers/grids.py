@@ -7,6 +7,7 @@ exact start, even where α = 0 there.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +16,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..process import Process, Table
+from ..process import Process
+from ..process.table import label_count
 
 Grid = Callable[..., list[float]]
 
@@ -49,7 +51,8 @@ def power(process: Process, n: int, start: float, end: float, kappa: float = 2.0
     """Uniform in t^{1/κ}; κ = 2 is the quadratic grid, dense near the data."""
     if not kappa > 0:
         raise ValueError(f"kappa={kappa} must be > 0")
-    return (np.linspace(start ** (1 / kappa), end ** (1 / kappa), n + 1) ** kappa).tolist()
+    nodes = (np.linspace(start ** (1 / kappa), end ** (1 / kappa), n + 1) ** kappa).tolist()
+    return [start, *nodes[1:-1], end]
 
 
 def logsnr(process: Process, n: int, start: float, end: float) -> list[float]:
@@ -169,7 +172,7 @@ def align_your_steps(process: Process, n: int, start: float, end: float, table: 
 
 
 def _labels(process: Process, start: float) -> tuple[int, int]:
-    levels = process.levels if isinstance(process, Table) else 1000
+    levels = label_count(process)
     return levels, max(1, round(start * levels))
 
 
@@ -232,6 +235,9 @@ def make_grid(
             raise ValueError(f"unknown grid {grid!r}; known: auto, {', '.join(GRIDS)}")
         grid = GRIDS[key]
     if callable(grid):
+        known = list(inspect.signature(grid).parameters)[4:]
+        if unknown := [key for key in options if key not in known]:
+            raise ValueError(f"this grid has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
         nodes = [float(t) for t in grid(process, n, float(start), float(end), **options)]
     else:
         nodes = [float(t) for t in grid]

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..plan.plan import Plan, Row
+from ..plan.plan import Plan
+from ..plan.row import Row
 from .levels import Levels
 from .registry import compiler
 from .singlestep import plain_step

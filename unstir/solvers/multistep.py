@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..plan.plan import Row
+from ..plan.row import Row
 from .levels import Levels, phi
 from .registry import compiler
 

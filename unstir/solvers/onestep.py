@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from ..plan.plan import Row
+from ..plan.row import Row
 from .levels import Levels
 from .registry import compiler
 
@@ -41,7 +41,8 @@ def ddim(levels: Levels, eta: float = 0.0) -> Iterator[Row]:
     ρ² = 1 − min(1, η² (1 − κ²)): η = 0 is deterministic, η = 1 adds the variance of the posterior.
     """
     non_negative(eta=eta)
-    return one_number(levels, lambda i, kappa: math.sqrt(max(0.0, 1 - eta**2 * (1 - kappa**2))))
+    # 1 − η² + η²κ² is the same without cancellation at small κ.
+    return one_number(levels, lambda i, kappa: math.sqrt(max(0.0, (1 - eta**2) + (eta * kappa) ** 2)))
 
 
 @compiler

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 
-from ..plan.plan import Row
+from ..plan.row import Row
 from .adams import adams_weights, ddim_weight, noise_row
 from .levels import Levels, Point
 from .registry import compiler

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-from ..plan.plan import Plan, Row
+from ..plan.plan import Plan
+from ..plan.row import Row
 from ..process import Process
 from .aliases import ALIASES
 from .levels import Levels
@@ -65,20 +67,41 @@ SOLVERS: dict[str, Solver] = {}
 
 
 def compiler(rows: Callable[..., Iterable[Row]]) -> Callable[..., Plan]:
-    """Decorator: a function (levels, **options) that yields rows becomes (process, times, **options) -> Plan."""
-    known = list(inspect.signature(rows).parameters)[1:]
+    """Decorator: a function (levels, **options) that yields rows becomes (process, times, **options) -> Plan.
+
+    Two more options come with it: ascending (a grid towards noise), and exact_end: the last row to
+    σ = 0 returns the data prediction exactly, X' = α' D, whatever the method (False keeps the
+    method's own last row, as some peers do).
+    """
+    options_of = dict(list(inspect.signature(rows).parameters.items())[1:])
 
     @wraps(rows)
-    def compile_rows(process: Process, times: Sequence[float], *, ascending: bool = False, **options: Any) -> Plan:
-        if unknown := [key for key in options if key not in known]:
-            raise ValueError(f"{rows.__name__} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-        return Plan(list(rows(Levels(process, times, ascending), **options)), process, name=rows.__name__)
+    def compile_rows(
+        process: Process, times: Sequence[float], *, ascending: bool = False, exact_end: bool = True, **options: Any
+    ) -> Plan:
+        for key, value in options.items():
+            if key not in options_of:
+                raise ValueError(f"{rows.__name__} has no option {key!r}; it has {', '.join(options_of) or 'none'}")
+            default = options_of[key].default
+            if isinstance(default, float) and not callable(value) and not _is_number(value):
+                raise ValueError(f"{key}={value!r} must be a finite number")
+            if type(default) is int and type(value) is not int:
+                raise ValueError(f"{key}={value!r} must be an integer")
+        levels = Levels(process, times, ascending)
+        stages = options.get("stages")
+        if stages is not None and len(stages) != levels.n:
+            raise ValueError(f"stages has {len(stages)} entries for {levels.n} steps; give the calls of every step")
+        table = list(rows(levels, **options))
+        if exact_end and levels.clean:
+            last = table[-1]
+            table[-1] = Row(t=last.t, to=last.to, a=0.0, b={0: levels.alpha[-1]})
+        return Plan(table, process, name=rows.__name__)
 
-    compile_rows.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("process", "times")]
-        + [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in list(inspect.signature(rows).parameters.values())[1:]]
-    )
     return compile_rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def register(

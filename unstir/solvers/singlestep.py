@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from ..plan.plan import Row
+from ..plan.row import Row
 from .levels import Levels, Point, phi
 from .multistep import moments, weights
 from .registry import compiler

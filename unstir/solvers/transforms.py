@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ..plan.plan import Plan, Row
+from ..plan.plan import Plan
+from ..plan.row import Row
 from ..process import Process
 from .grids import karras
 from .registry import compile_plan, find

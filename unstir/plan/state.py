@@ -1,0 +1,187 @@
+"""The state of a run: what it is between two rows, and how it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._calls import Calls
+from .._random import PRIOR, draw, mix, sample_keys
+from ..process.base import expand
+from .joint import JointPlan
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class State:
+    """All there is of a run between two rows: pass it as `x` to go on with the tail of a split plan.
+
+    x is centred (x − βy) where the process is anchored, and float32 in a half-precision run, whose
+    dtype is `half`; history is {row number: F}; keys are the random keys of the samples.
+    """
+
+    x: Any
+    keys: list[int]
+    history: dict[int, Any] = field(default_factory=dict)
+    calls: Calls = field(default_factory=Calls)
+    hooks: tuple[Any, ...] = ()
+    half: torch.dtype | None = None
+    marks: list[tuple[int, Any, Tensor]] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Let every remembered F be the newest one: the next rows act as if the past had been constant."""
+        if self.history:
+            self.history = dict.fromkeys(self.history, self.history[max(self.history)])
+
+    def permute(self, perm: Tensor) -> None:
+        """Reorder the samples of the history and of every hook with an `index` method."""
+        self.history = {i: tree_map(lambda f: f[perm], value) for i, value in self.history.items()}
+        for hook in self.hooks:
+            if hasattr(hook, "index"):
+                hook.index(perm)
+
+    def check(self) -> None:
+        """Raise `NonFiniteError` naming the first row whose state was not finite (one wait for the device)."""
+        if self.marks:
+            sums = torch.stack([mark.detach() for _, _, mark in self.marks])
+            bad = ~torch.isfinite(sums)
+            # A sum of finite numbers may overflow; where nothing is NaN, the end state decides.
+            if bool(bad.any()) and (bool(sums.isnan().any()) or not _finite(self.x)):
+                number, t, _ = self.marks[int(bad.nonzero()[0])]
+                raise NonFiniteError(number, t)
+        self.marks.clear()
+
+
+@dataclass
+class Step:
+    """What `steps` yields after a row. data: D predicted at time t; x: the state at time `to` that the row led to."""
+
+    index: int
+    t: Any
+    to: Any
+    x: Any
+    data: Any
+    row: Any
+    state: State
+
+
+class NonFiniteError(ValueError):
+    """A state contains NaN or infinity; `row` is the row in which it appeared first."""
+
+    def __init__(self, row: int, t: Any) -> None:
+        self.row = row
+        super().__init__(
+            f"the state became non-finite in row {row} (t = {t}): the network returned NaN or infinity there, "
+            "or the plan is unstable for this model; try more steps, a lower order or a smaller guidance scale"
+        )
+
+
+def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """`function` on every leaf of a state: a tensor, or a dict of tensors."""
+    if isinstance(tree, dict):
+        return {key: tree_map(function, leaf, *(other[key] for other in others)) for key, leaf in tree.items()}
+    return function(tree, *others)
+
+
+def _finite(x: Any) -> bool:
+    return all(bool(torch.isfinite(leaf).all()) for leaf in (x.values() if isinstance(x, dict) else (x,)))
+
+
+def begin(
+    model: Any, plan: Any, x: Any, shape: Any, seed: Any, index: Any, anchor: Tensor | None, dtype: torch.dtype, device: Any
+) -> State:
+    """A `State` to go on from, a given x, or a draw of the prior at the plan's start."""
+    needed = plan.needs() if not hasattr(plan, "generate") else []
+    if isinstance(x, State):
+        if missing := [i for i in needed if i not in x.history]:
+            raise ValueError(
+                f"the plan reads the history of row {missing[0]}, which the State does not hold; run the head with full=True"
+            )
+        return State(x.x, x.keys, dict(x.history), replace(x.calls), half=x.half)
+    if needed:
+        raise ValueError(
+            f"this plan is the tail of a split one and reads the history of row {needed[0]}: pass x=, the State of its head"
+        )
+    process = getattr(plan, "process", None)
+    anchored = process is not None and process.anchored
+    if anchored and anchor is None:
+        raise ValueError(f"the plan's process {process!r} is anchored: pass anchor=, a tensor of the state's shape")
+    if x is not None:
+        batch = _check_state(x, plan)
+        x = process.centre(x, plan.start, anchor) if anchored else x  # type: ignore[union-attr]
+        half = x.dtype if isinstance(x, Tensor) and x.dtype in HALF else None
+        return State(x if half is None else x.float(), sample_keys(batch, seed, index), half=half)
+    if device is None:
+        parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+        device = parameter.device if parameter is not None else "cpu"
+    shape = full_shape(model, shape)
+    if not isinstance(shape, dict):
+        keys = sample_keys(shape[0], seed, index)
+        half = dtype if dtype in HALF else None
+        z = draw(keys, shape[1:], PRIOR, dtype if half is None else torch.float32, device)
+        return State(_scaled(z, plan), keys, half=half)
+    keys = sample_keys(next(iter(shape.values()))[0], seed, index)
+    start = {}
+    for leaf, (name, size) in enumerate(shape.items()):
+        z = draw([mix(k, 1 + leaf) for k in keys], size[1:], PRIOR, dtype, device)
+        start[name] = _scaled(z, plan.plans[name] if isinstance(plan, JointPlan) else plan)
+    return State(start, keys)
+
+
+def _scaled(z: Tensor, plan: Any) -> Tensor:
+    return expand(plan.process.sigma(plan.start), z) * z
+
+
+def full_shape(model: Any, shape: Any) -> Any:
+    if shape is None:
+        raise ValueError("give shape=(batch, …), or x= with the start state")
+    if isinstance(shape, dict):
+        return {name: full_shape(None, size) for name, size in shape.items()}
+    if type(shape) is int:
+        own = getattr(model, "shape", None)
+        if own is None:
+            raise ValueError(f"shape={shape}: this model does not know its sample shape; give the full (batch, …)")
+        shape = (shape, *own)
+    try:
+        full: tuple[int, ...] = tuple(int(n) for n in shape)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        raise TypeError(f"shape={shape!r} must be a tuple of sizes (batch, …)") from None
+    if not full or any(n < 1 for n in full):
+        raise ValueError(f"shape={full} must be (batch, …), all sizes at least 1")
+    return full
+
+
+def _check_state(x: Any, plan: Any) -> int:
+    """The batch size of a given start state; raises if it is not one, or does not fit the plan."""
+    if not isinstance(x, dict):
+        if isinstance(plan, JointPlan):
+            raise TypeError(
+                f"x is {type(x).__name__}; a dict of plans needs a dict state with the leaves {', '.join(plan.plans)}"
+            )
+        check_leaf(x)
+        return len(x)
+    if not x:
+        raise ValueError("x is empty; a dict state needs at least one leaf")
+    if isinstance(plan, JointPlan) and x.keys() != plan.plans.keys():
+        raise ValueError(f"x has the leaves {', '.join(x)}; the plans are for {', '.join(plan.plans)}")
+    for leaf in x.values():
+        check_leaf(leaf)
+    if len(batches := {len(leaf) for leaf in x.values()}) > 1:
+        raise ValueError(f"the leaves of x have batch sizes {sorted(batches)}; all leaves need the same")
+    return batches.pop()
+
+
+def check_leaf(leaf: Any) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"x is {type(leaf).__name__}; the state must be a tensor or a dict of tensors")
+    if not leaf.is_floating_point():
+        raise TypeError(f"x has dtype {leaf.dtype}; the state must be floating point (x.float())")
+    if leaf.ndim < 1 or leaf.numel() == 0:
+        raise ValueError(f"x has shape {tuple(leaf.shape)}; the state must be (batch, …), all sizes at least 1")
+    if not bool(torch.isfinite(leaf.sum(dtype=torch.float64))):
+        raise ValueError("x contains NaN or infinite values")
