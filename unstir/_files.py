@@ -130,7 +130,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     with atomic_file(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # safetensors writes files that only their owner may read
-        save_file(separate, temporary, metadata=dict(metadata or {}))
+        save_file(separate, temporary, metadata={"format": "pt", **(metadata or {})})
         temporary.chmod(mode)
 
 
@@ -139,13 +139,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is missing")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        raise ValueError(f"{path} is a pickle (torch.save), not safetensors; pickles run code and are never loaded")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        with path.open("rb") as file:
+            start = file.read(4)
+        # Asked only now: a sound file may begin with the byte 0x80, too, the length of its header.
+        if start == b"PK\x03\x04" or start[:1] == b"\x80":
+            raise ValueError(
+                f"{path} is a pickle (torch.save), not safetensors; pickles run code and are never loaded"
+            ) from None
         raise ValueError(f"{path} is not a valid safetensors file: {_one_line(error)}") from None
 
 
