@@ -144,7 +144,7 @@ def test_level_densities(name, p):
 def test_loss_is_finite_at_the_ends(p, predicts, name):
     x0, z = states(torch.float32, 4)
     model = Denoiser(torch.nn.Tanh(), p, predicts)
-    model.call = lambda x, time, scale=None, **cond: (torch.tanh(x), ())  # type: ignore[method-assign]
+    model.call = lambda x, time, scale, cond: (torch.tanh(x), ())  # type: ignore[method-assign]
     t = times(levels(name), p, torch.tensor([0.0, 1e-12, 1 - 1e-12, 1.0]))
     for w in ("raw", *WEIGHTS):
         loss, _ = Objective(w, name).loss(model, x0, z, t)

@@ -101,7 +101,7 @@ class Denoiser(nn.Module):
         time = TIMES[self.time](self.process, t) if isinstance(self.time, str) else self.time(self.process, t)
         return Decoder(m, n, time, self.prediction.input_scale(alpha, sigma))
 
-    def call(self, x: Tensor, time: Tensor, scale: Tensor | float | None = None, **cond: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    def call(self, x: Tensor, time: Tensor, scale: Any, cond: Mapping[str, Any]) -> tuple[Tensor, tuple[Any, ...]]:
         """The raw network output and its further outputs, for a ready-made time and input scale."""
         out = self.network(x if scale is None else x * scale, time, **cond)
         raw, extras = split_output(out)
@@ -136,7 +136,7 @@ class Denoiser(nn.Module):
     def outputs(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """(D, extras): the data prediction and whatever else the network returned."""
         m, n, time, scale = self._at(t, x)
-        raw, extras = self.call(x, time, scale, **cond)
+        raw, extras = self.call(x, time, scale, cond)
         return self.finish(x, raw, m, n), extras
 
     def finish(self, x: Tensor, raw: Tensor, m: Tensor | float, n: Tensor | float) -> Tensor:

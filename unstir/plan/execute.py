@@ -133,7 +133,12 @@ def _run(
             else:
                 data = _checked(data, x, half)
                 now = state.history[number] = _line(row, x, data, previous)
+        shape = x.shape if type(x) is Tensor else None
         x = _advance(row, x, state.history, now, number)
+        if shape is not None and x.shape != shape:
+            raise ValueError(
+                f"row {number} changes the state's shape from {tuple(shape)} to {tuple(x.shape)}; its tensors do not fit it"
+            )
         if ctx is not None:
             ctx.data, ctx.mean = data, x
             x = call_hooks(hooks, "on_mean", ctx, x)

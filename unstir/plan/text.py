@@ -112,7 +112,10 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, bool | int | str) or value is None:
         return value
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return repr(value)  # an option of the recipe that is a function or statistics; the rows say what it did
 
 
 def _entry(value: Any) -> Any:

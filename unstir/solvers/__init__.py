@@ -12,13 +12,14 @@ from .adams import auto, deis, ghvb, heavy_ball, ipndm, plms
 from .adaptive import Adaptive
 from .analyse import Analysis, analyse, stability_interval, stability_region
 from .corrected import er_sde, sa_solver, unipc
+from .ems import Statistics, ems_multistep
 from .grids import GRIDS, Grid, make_grid
 from .invertible import inverse, invertible, two_step
 from .levels import Levels, phi
 from .multistep import multistep
 from .onestep import ddim, ddpm, renoise, sde
 from .pndm import pndm
-from .registry import SOLVERS, Solver, compile_plan, compiler, find, register
+from .registry import MODEL_SOLVERS, SOLVERS, Solver, compile_plan, compiler, find, register
 from .singlestep import dpmpp_sde, exp_rk, fast_orders, rho_rk
 from .transforms import churn, corrected, restart, reversed_plan
 
@@ -60,11 +61,13 @@ def plan(
 
 __all__ = [
     "GRIDS",
+    "MODEL_SOLVERS",
     "SOLVERS",
     "Adaptive",
     "Analysis",
     "Levels",
     "Solver",
+    "Statistics",
     "analyse",
     "auto",
     "churn",
@@ -75,6 +78,7 @@ __all__ = [
     "ddpm",
     "deis",
     "dpmpp_sde",
+    "ems_multistep",
     "er_sde",
     "exp_rk",
     "fast_orders",

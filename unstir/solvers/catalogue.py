@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .adams import auto, deis, ghvb, heavy_ball, ipndm, plms, plms_stages
 from .corrected import er_sde, sa_solver, unipc
+from .ems import ems_multistep
 from .invertible import two_step
 from .multistep import multistep
 from .onestep import ddim, ddpm, renoise, sde
@@ -25,6 +26,7 @@ PNDM = "Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022"
 GHVB = "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts, 2024"
 SA = "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models, 2023"
 ER = "Elucidating the Solution Space of Extended Reverse-Time SDE for Diffusion Models, 2023"
+V3 = "DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics, 2023"
 LMS = "k-diffusion, 2022"
 BDIA = "Exact Diffusion Inversion via Bi-directional Integration Approximation, 2024"
 
@@ -101,6 +103,7 @@ register("unipc", unipc, 4, UNIPC, {"order": 3})
 register("unipc-2", unipc, 3, UNIPC, {"order": 2})
 register("unipc-bh1", unipc, 2, UNIPC, {"order": 2, "kind": "half"})
 register("unipc-bh2", unipc, 3, UNIPC, {"order": 2, "kind": "midpoint"})
+register("dpm-solver-v3", ems_multistep, 3, V3, requires=("stats",))
 register("sa-solver", sa_solver, 1, SA)
 register("er-sde", er_sde, 1, ER)
 

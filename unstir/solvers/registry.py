@@ -55,6 +55,7 @@ class Solver:
     paper: str
     stages: Stages = one_call_each
     options: Mapping[str, Any] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
 
     @property
     def peers(self) -> dict[str, str]:
@@ -63,7 +64,8 @@ class Solver:
         return {eco: ", ".join(peers) for eco, peers in named.items() if peers}
 
 
-SOLVERS: dict[str, Solver] = {}
+SOLVERS: dict[str, Solver] = {}  # those that a process alone compiles
+MODEL_SOLVERS: dict[str, Solver] = {}  # those that also need something measured on a model
 
 
 def compiler(rows: Callable[..., Iterable[Row]]) -> Callable[..., Plan]:
@@ -111,14 +113,16 @@ def register(
     paper: str,
     options: Mapping[str, Any] | None = None,
     stages: Stages = one_call_each,
+    requires: tuple[str, ...] = (),
 ) -> None:
     """Give a compiled solver a name, under which `unstir.plan` and the command line find it.
 
-    options are fixed for that name; stages(nfe, clean) says how a budget of calls becomes steps.
+    options are fixed for that name, requires are those that a caller must give;
+    stages(nfe, blank, clean) says how a budget of calls becomes steps.
     """
-    if name in SOLVERS:
+    if name in SOLVERS or name in MODEL_SOLVERS:
         raise ValueError(f"there is already a solver named {name!r}")
-    SOLVERS[name] = Solver(name, compile, order, paper, stages, dict(options or {}))
+    (MODEL_SOLVERS if requires else SOLVERS)[name] = Solver(name, compile, order, paper, stages, dict(options or {}), requires)
 
 
 def _plain(name: str) -> str:
@@ -133,13 +137,14 @@ def find(name: str) -> Solver:
     if not isinstance(name, str):
         raise TypeError(f"solver name is {type(name).__name__}; give a string such as 'dpmpp-3m'")
     known = {_plain(peer): ours for names in ALIASES.values() for peer, ours in names.items()}
-    known |= {_plain(ours): ours for ours in SOLVERS}
+    entries = SOLVERS | MODEL_SOLVERS
+    known |= {_plain(ours): ours for ours in entries}
     key = _plain(name)
     if key not in known:
         close = [known[k] for k in difflib.get_close_matches(key, known, 3, 0.5)]
-        hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else f"known: {', '.join(sorted(SOLVERS))}"
+        hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else f"known: {', '.join(sorted(entries))}"
         raise ValueError(f"unknown solver {name!r}; {hint}")
-    return SOLVERS[known[key]]
+    return entries[known[key]]
 
 
 def compile_plan(
@@ -147,6 +152,8 @@ def compile_plan(
 ) -> Plan:
     """The plan of a named solver on explicit nodes; its recipe is kept, so `Plan.tail` can compile it again."""
     entry = find(name)
+    if missing := [key for key in entry.requires if key not in options]:
+        raise ValueError(f"solver {entry.name!r} needs {missing[0]}=, measured on a model (unstir.tune.model_statistics)")
     given = {**entry.options, **options}
     if entry.stages is not one_call_each and stages is not None:
         given["stages"] = stages

@@ -30,10 +30,11 @@ from ..process.base import expand
 from ..solvers.ems import Statistics
 
 AVERAGES = ("dimension", "channel", "scalar")
-RIDGE = 1e-8  # ε relative to the size of what f is the difference of: far above rounding, far below real variance
+RIDGE = 1e-4  # ε relative to the mean square of the data: an f that varies by less than 1 % of them has no slope to trust
 
 Function = Callable[..., Tensor]
-Jvp = Callable[[Function, tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
+Tensors = tuple[Tensor, ...]
+Jvp = Callable[[Function, Tensors, Tensors], tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -50,7 +51,7 @@ def model_statistics(
     batch: int = 256,
     seed: int = 0,
     process: Process | None = None,
-    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
     **cond: Any,
 ) -> Statistics:
     """Measure l, s and b of a model with Jacobian–vector products, `knots` · `samples` · 2 of them.
@@ -136,14 +137,14 @@ def curves(lam: Tensor, moments: Tensor, smooth: float = 0.0) -> tuple[Tensor, T
     f = (1 - l, -one, zero)  # f = Σ f_i w_i
     f1 = (l - 1 - slope, 1 - l, -one)  # f' likewise
 
-    def covariance(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+    def covariance(a: Tensors, b: Tensors) -> Tensor:
         return sum((a[i] * b[j] * cov[i][j] for i in range(3) for j in range(3)), zero)
 
-    def expectation(a: tuple[Tensor, ...]) -> Tensor:
+    def expectation(a: Tensors) -> Tensor:
         return sum((a[i] * mean[i] for i in range(3)), zero)
 
-    size = (1 - l).square() * second[0] + second[3] + torch.finfo(l.dtype).tiny
-    s = covariance(f, f1) / (covariance(f, f).clamp_min(0) + RIDGE * size)
+    epsilon = RIDGE * second[3].amax(0) + torch.finfo(l.dtype).tiny  # E D² → E x0² at the clean end
+    s = covariance(f, f1) / (covariance(f, f).clamp_min(0) + epsilon)
     return l, s, expectation(f1) - s * expectation(f)
 
 
@@ -159,7 +160,7 @@ def _prediction(model: Any, process: Process, cond: Mapping[str, Any]) -> Functi
 def _sums(prediction: Function, process: Process, jvp: Jvp, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
     """The moments of `curves`, summed over the batch: (10, *shape) float64."""
     data, diagonal = jvp(lambda x: prediction(x, t), (x,), (v,))
-    _, rate = torch.func.jvp(process.logsnr, (t,), (torch.ones_like(t),))  # dλ/dt
+    _, rate = forward_mode(process.logsnr, (t,), (torch.ones_like(t),))  # dλ/dt
     _, change = jvp(prediction, (x, t), (data - x, 1 / rate))
     w = [u.double() for u in (x, data, change)]
     products = [w[i] * w[j] for i in range(3) for j in range(i, 3)]
@@ -167,17 +168,17 @@ def _sums(prediction: Function, process: Process, jvp: Jvp, x: Tensor, t: Tensor
 
 
 # -- Jacobian–vector products --------------------------------------------------------------------------------
-def forward_mode(function: Function, at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def forward_mode(function: Function, at: Tensors, along: Tensors) -> tuple[Tensor, Tensor]:
     """(F, ∂F · v) by forward-mode differentiation: the cost of about two calls."""
-    return torch.func.jvp(function, at, along)
+    return torch.func.jvp(function, at, along)  # type: ignore[return-value]
 
 
-def double_backward(function: Function, at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def double_backward(function: Function, at: Tensors, along: Tensors) -> tuple[Tensor, Tensor]:
     """(F, ∂F · v) as the derivative of the linear map u ↦ uᵀ ∂F."""
     return torch.autograd.functional.jvp(function, at, along)  # type: ignore[return-value]
 
 
-def central_differences(function: Function, at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def central_differences(function: Function, at: Tensors, along: Tensors) -> tuple[Tensor, Tensor]:
     """(F, (F(x + h v) − F(x − h v))/2h), h = ε^{1/3} of the size of the first argument against its direction."""
     x, v = at[0], along[0]
     h = torch.finfo(x.dtype).eps ** (1 / 3) * float((1 + x.square().mean().sqrt()) / v.square().mean().sqrt().clamp_min(1e-12))
@@ -185,7 +186,7 @@ def central_differences(function: Function, at: tuple[Tensor, ...], along: tuple
     return function(*at), (ahead - behind) / (2 * h)
 
 
-def working_jvp(function: Function, at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> Jvp:
+def working_jvp(function: Function, at: Tensors, along: Tensors) -> Jvp:
     """The first of the three ways that this function supports; a warning if it is not the first."""
     function(*at)  # an error of the network itself is raised here, as it is
     for way, other in ((forward_mode, "double backward"), (double_backward, "central differences")):
