@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._random import draw, sample_keys
+from .._random import draw, mix, sample_keys
 from ..plan import Plan, sample
-from ..plan.plan import Row
+from ..plan.row import Row
 from ..process.base import expand, float64
+
+_CHAIN = 1 << 32  # the first noise stream of a chain, far from those of plans (row r uses stream r + 1)
 
 
 def stacked(plans: Sequence[Plan], ndim: int) -> Plan:
@@ -33,7 +35,9 @@ def stacked(plans: Sequence[Plan], ndim: int) -> Plan:
     first = plans[0]
     forms = [[(row.evaluate, sorted(row.b), row.noisy, row.boundary) for row in plan.rows] for plan in plans]
     if any(form != forms[0] for form in forms) or any(plan.process != first.process for plan in plans):
-        raise ValueError("plans must have the same process and rows with the same calls and lags; only their numbers may differ")
+        raise ValueError(
+            "plans must have the same process and rows with the same calls and lags; only their numbers may differ"
+        )
 
     def stack(values: Sequence[Any], axes: int) -> Any:
         if all(v == values[0] for v in values):
@@ -100,7 +104,7 @@ class ProductChain:
             eta = torch.full_like(self.sigma, self.eta)
             if self.guard is not None:
                 eta = eta.clamp_max(self.guard * self.sigma**2)
-            z = draw(self.keys, self.x.shape[1:], self.steps, self.x.dtype, self.x.device)
+            z = draw(self.keys, self.x.shape[1:], _CHAIN + self.steps, self.x.dtype, self.x.device)
             drift = expand(eta / (2 * self.sigma**2), self.x)
             self.x = self.x + drift * (data - self.x) + expand(eta.sqrt(), self.x) * z
             self.sigma = float64(self.level(self.x))
@@ -125,4 +129,4 @@ class ProductChain:
         plans = {t: plan(t) for t in set(times)}
         whole = stacked([plans[t] for t in times], best.ndim)
         self.nfe += len(whole)
-        return sample(self.model, whole, x=best, seed=self.steps, index=range(len(best)))
+        return sample(self.model, whole, x=best, seed=[mix(key, self.steps) for key in self.keys])

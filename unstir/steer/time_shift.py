@@ -13,7 +13,6 @@ sees τ: the rows keep their coefficients, so any solver and any plan can be use
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from ..process import Process, Table
 from ..process.base import expand, float64
 
-VARIANCES = ("full", "noise")
+VARIANCES, READS = ("full", "noise"), ("noise", "data")
 
 
 @lru_cache(maxsize=32)
@@ -56,7 +55,9 @@ def matched_time(x: Tensor, t: Tensor | float, process: Process, window: int, x0
     return (n + 1) / len(table)
 
 
-class time_shift(nn.Module):  # noqa: N801  (used like a function)
+def time_shift(
+    model: Any, window: int, cutoff: int = 300, variance: str = "full", x0_var: float | None = None, read: str = "noise"
+) -> TimeShift:
     """`model` with the network evaluated at the matched time of each sample instead of t.
 
     window: width of the search in levels; wider for fewer steps (200 for 5 … 50 steps on small pictures).
@@ -65,29 +66,26 @@ class time_shift(nn.Module):  # noqa: N801  (used like a function)
         right only where α² V₀ is negligible.
     read: what of the network's answer at τ is kept, its "noise" (as published: D = (x − σ_t ε̂)/α_t) or its "data".
     """
+    if not (isinstance(window, int) and window >= 0 and window % 2 == 0):
+        raise ValueError(f"window={window!r} must be an even number of levels, at least 0")
+    if variance not in VARIANCES or read not in READS:
+        raise ValueError(f"variance={variance!r} must be one of {VARIANCES} and read={read!r} one of {READS}")
+    if variance == "full" and not (x0_var is not None and x0_var > 0):
+        raise ValueError(f"x0_var={x0_var} must be > 0 for variance='full'; estimate it with data.flatten(1).var(1).mean()")
+    v0 = float(x0_var) if variance == "full" and x0_var is not None else 0.0
+    count = len(_table(model.process, v0))
+    if not 0 <= cutoff < count:
+        raise ValueError(f"cutoff={cutoff} must lie in 0 … {count - 1}, the levels of the process")
+    return TimeShift(model, window, cutoff, v0, read, count)
 
-    def __init__(
-        self,
-        model: Any,
-        window: int,
-        cutoff: int = 300,
-        variance: str = "full",
-        x0_var: float | None = None,
-        read: str = "noise",
-    ) -> None:
+
+class TimeShift(nn.Module):
+    """See `time_shift`."""
+
+    def __init__(self, model: Any, window: int, cutoff: int, x0_var: float, read: str, levels: int) -> None:
         super().__init__()
-        if not (isinstance(window, int) and window >= 0 and window % 2 == 0):
-            raise ValueError(f"window={window!r} must be an even number of levels, at least 0")
-        if variance not in VARIANCES or read not in ("noise", "data"):
-            raise ValueError(f"variance={variance!r} must be 'full' or 'noise', and read={read!r} 'noise' or 'data'")
-        if variance == "full" and not (x0_var is not None and x0_var > 0):
-            raise ValueError(f"x0_var={x0_var} must be > 0 for variance='full'; estimate it with data.flatten(1).var(1).mean()")
         self.model, self.process, self.shape = model, model.process, getattr(model, "shape", None)
-        self.x0_var = float(x0_var) if variance == "full" and x0_var is not None else 0.0
-        table = _table(self.process, self.x0_var)
-        if not 0 <= cutoff < len(table):
-            raise ValueError(f"cutoff={cutoff} must lie in 0 … {len(table) - 1}, the levels of the process")
-        self.window, self.cutoff, self.levels, self.read = window, cutoff, len(table), read
+        self.window, self.cutoff, self.x0_var, self.read, self.levels = window, cutoff, x0_var, read, levels
 
     def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Tensor:
         if self.window == 0 or (ctx is not None and ctx.first):
@@ -97,15 +95,15 @@ class time_shift(nn.Module):  # noqa: N801  (used like a function)
                 f"a sample has {x[0].numel()} values: its variance is known to ±{(2 / x[0].numel()) ** 0.5:.0%} only",
                 stacklevel=2,
             )
-        t = float64(t).to(x.device).expand(x.shape[0])
-        active = t * self.levels - 1 > self.cutoff
+        here = float64(t).to(x.device).expand(x.shape[0])
+        active = here * self.levels - 1 > self.cutoff
         if not bool(active.any()):
             return self.model(x, t, **cond)
-        tau = torch.where(active, matched_time(x, t, self.process, self.window, self.x0_var), t)
+        tau = torch.where(active, matched_time(x, here, self.process, self.window, self.x0_var), here)
         data = self.model(x, tau, **cond)
         if self.read == "data":
             return data
         # ε̂ = (x − α_τ D)/σ_τ, read at t:  D' = (x − σ_t ε̂)/α_t = x (1 − r)/α_t + D r α_τ/α_t with r = σ_t/σ_τ.
-        r = self.process.sigma(t) / self.process.sigma(tau)
-        alpha = self.process.alpha(t)
+        r = self.process.sigma(here) / self.process.sigma(tau)
+        alpha = self.process.alpha(here)
         return expand((1 - r) / alpha, x) * x + expand(r * self.process.alpha(tau) / alpha, x) * data

@@ -196,12 +196,14 @@ def report(title: str, summary: str, claims: Sequence[Claim]) -> Report:
     return Report(title).text(summary).table(rows, ["claim", "measured", "needed", "held"], failed=failed)
 
 
-def error_section(page: Report, out: Path, found: Errors, caption: str, name: str = "errors") -> Report:
+def error_section(
+    page: Report, out: Path, found: Errors, caption: str, name: str = "errors", ylabel: str = "error to the reference"
+) -> Report:
     """Table and plot of errors; the plot also lies in `out` as NAME.svg."""
     from ..evaluate import error_plot
 
     rows, columns = error_rows(found)
     page.table(rows, columns, best=dict.fromkeys(columns[1:], "min"), caption=caption)
-    plot = error_plot({label: sorted(row.items()) for label, row in found.items()}, ylabel="error to the reference")
+    plot = error_plot({label: sorted(row.items()) for label, row in found.items()}, ylabel=ylabel)
     (out / f"{name}.svg").write_bytes(plot)
     return page.plot(plot)

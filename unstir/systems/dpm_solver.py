@@ -9,7 +9,8 @@ so each step integrates the exponential exactly and approximates ε̂ by a polyn
 inside the step: order k in λ, and DDIM is order 1. "fast" spends a budget on third-order steps and one
 shorter last one.
 
-Parts: `unstir.solvers.exp_rk` in noise form (every inner stage is a row of the plan), the grid uniform in λ.
+Parts: `unstir.solvers.exp_rk` in noise form (every inner stage is a row of the plan), the grid uniform in λ. The
+paper's adaptive pairs are the row generator `unstir.solvers.Adaptive`.
 """
 
 from __future__ import annotations

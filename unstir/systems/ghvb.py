@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from ..evaluate import labelled_rows, save_png
+from ..evaluate.plots import PALETTE, _figure, _file
 from ..plan import Plan, sample
 from ..process import VP, Process
 from ..solvers import plan
 from ..solvers.adams import adams_gammas, adams_weights
+from ..solvers.analyse import stability_interval, stability_region
 from ._digits import error_section, errors, guided, report, trained
 from .protocol import Claim, Result, at_most
 
@@ -104,6 +106,33 @@ def growth(z: complex, order: int, damping: float = 1.0, kind: str = "ghvb") -> 
     return float(np.abs(np.linalg.eigvals(step)).max())
 
 
+METHODS = {  # name: (solver, order, damping)
+    "PLMS4": ("ghvb", 4, 1.0),
+    "GHVB4 (0.8)": ("ghvb", 4, 0.8),
+    "GHVB4 (0.5)": ("ghvb", 4, 0.5),
+    "HB4 (0.8)": ("heavy-ball", 4, 0.8),
+    "PLMS2": ("ghvb", 2, 1.0),
+    "GHVB2 (0.5)": ("ghvb", 2, 0.5),
+    "HB2 (0.8)": ("heavy-ball", 2, 0.8),
+}
+
+
+def stability_picture() -> bytes:
+    """The regions of z = λh in which the test equation is damped, found by running the plans: order 4 left, 2 right."""
+    figure, panels = _figure(9.0, 3.6, "svg", panels=(1.0, 1.0))
+    for panel, order, left in zip(panels, (4, 2), (-0.6, -1.8), strict=True):
+        chosen = {name: entry for name, entry in METHODS.items() if entry[1] == order}
+        for colour, (name, (solver, k, damping)) in zip(PALETTE, chosen.items(), strict=False):
+            re, im, growing = stability_region(solver, real=(left, 0.3), imag=1.3, order=k, damping=damping)
+            panel.contour(re, im, growing, levels=[1.0], colors=[colour], linewidths=1.6)
+            panel.plot([], [], color=colour, label=name)
+        panel.axhline(0, color="#9da7b1", linewidth=0.6)
+        panel.set_xlabel("Re z")
+        panel.set_ylabel("Im z")
+        panel.legend(frameon=False, fontsize=8, loc="upper left", labelcolor=PALETTE[-1])
+    return _file(figure, "svg")
+
+
 def mean_error(x: Tensor, reference: Tensor) -> float:
     """The paper's distance: mean |x − reference|."""
     return float((x - reference).abs().mean())
@@ -172,6 +201,17 @@ def reproduce(out: Path, device: str = "cpu", large: bool = False) -> Result:
         save_png(sheet, out / f"samples-w{w}.png")
         page.picture(sheet, f"8 steps; values from −{peak} to {peak}, so that what overshoots is seen.")
         page.table(list(excess[w].items()), ["plan, 8 steps", "overshoot, mean relu(|x| − 1.5)"])
+    picture = stability_picture()
+    (out / "stability.svg").write_bytes(picture)
+    page.text("## Stability")
+    page.plot(
+        picture, "Boundaries of the regions in which x' = λx is damped, z = λh; momentum widens them along the real axis."
+    )
+    bounds = [
+        [name, stability_bound(k, b, "ghvb" if solver == "ghvb" else "hb"), stability_interval(solver, order=k, damping=b)]
+        for name, (solver, k, b) in METHODS.items()
+    ]
+    page.table(bounds, ["method", "B, closed form", "B, from the plan"], caption="Damped on the real axis for −B < z < 0.")
     page.save(out / "report.html")
     return Result(claims, {"errors": found, "overshoot at 8 steps": excess, "pictures": len(x)})
 

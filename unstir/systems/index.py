@@ -23,10 +23,22 @@ class System:
 _ROWS: tuple[System, ...] = (
     # System("some-name", "Some Name", "Title of the Paper, 2024", "what it does, in at most 60 letters"),
     System(
+        "bdia",
+        "BDIA",
+        "Exact Diffusion Inversion via Bi-directional Integration Approximation, 2024",
+        "picture → latent → picture without error, one call a step",
+    ),
+    System(
         "deis",
         "DEIS",
         "Fast Sampling of Diffusion Models with Exponential Integrator, 2023",
         "extrapolates the noise in t or σ̂: good samples in 10 calls",
+    ),
+    System(
+        "dmcmc",
+        "Denoising MCMC",
+        "Denoising MCMC for Accelerating Diffusion-Based Generative Models, 2023",
+        "a chain near the data: each further sample in 10 calls",
     ),
     System(
         "dpm-solver",
@@ -41,10 +53,22 @@ _ROWS: tuple[System, ...] = (
         "data-form solvers, stable at strong guidance; thresholding",
     ),
     System(
+        "dpm-solver-v3",
+        "DPM-Solver-v3",
+        "DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics, 2023",
+        "a solver fitted to measured statistics of one model",
+    ),
+    System(
         "ghvb",
         "Generalised heavy ball",
         "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts, 2024",
         "momentum that keeps high-order solvers stable",
+    ),
+    System(
+        "ts-dpm",
+        "Time-shift sampler",
+        "Alleviating Exposure Bias in Diffusion Models through Sampling with Shifted Time Steps, 2024",
+        "tells the network the noise level a drifted state really has",
     ),
 )
 
