@@ -137,12 +137,8 @@ class Denoiser(nn.Module):
         """(D, extras): the data prediction and whatever else the network returned."""
         m, n, time, scale = self._at(t, x)
         raw, extras = self.call(x, time, scale, cond)
-        return self.finish(x, raw, m, n), extras
-
-    def finish(self, x: Tensor, raw: Tensor, m: Tensor | float, n: Tensor | float) -> Tensor:
-        """D = m x + n raw, clipped if the model was made so."""
         data = combine(((m, x), (n, raw)))
-        return data if self.clip is None else data.clamp(*self.clip)
+        return (data if self.clip is None else data.clamp(*self.clip)), extras
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The data prediction D(x, t), of x's shape and dtype."""
@@ -205,20 +201,24 @@ def combine(terms: Sequence[tuple[Any, Tensor]]) -> Tensor:
     """Σ w · x over (w, x) pairs with weights that are numbers or broadcasting tensors.
 
     Weights 0 are skipped and a weight 1 is not multiplied, so that a row which returns its
-    prediction returns it exactly. Never in place: autograd may be watching.
+    prediction returns it exactly. What is given is never changed; a sum of its own grows in place,
+    unless autograd is watching.
     """
     total: Tensor | None = None
+    own = False  # is `total` ours to change?
     for weight, x in terms:
         if type(weight) is float:
             if weight == 0.0:
                 continue
             if total is None:
-                total = x if weight == 1.0 else x * weight
+                total, own = (x, False) if weight == 1.0 else (x * weight, not torch.is_grad_enabled())
+            elif own:
+                total.add_(x, alpha=weight)
             else:
-                total = torch.add(total, x, alpha=weight)
+                total, own = torch.add(total, x, alpha=weight), not torch.is_grad_enabled()
         elif isinstance(weight, Tensor):
             weight = weight.to(x)
-            total = x * weight if total is None else torch.addcmul(total, x, weight)
+            total, own = (x * weight if total is None else torch.addcmul(total, x, weight)), False
         else:
             return combine([(w if isinstance(w, Tensor) else float(w), x) for w, x in terms])
     return torch.zeros_like(terms[0][1]) if total is None else total

@@ -97,7 +97,7 @@ def _run(
 ) -> Iterator[Step]:
     static = not hasattr(plan, "generate")
     offset = plan.offset if static else 0
-    release = plan.releases() if static else None
+    release = plan.releases if static else None
     window = getattr(plan, "window", 4)  # of generated rows, whose later lags are not known
     process = getattr(plan, "process", None)
     anchored = process is not None and process.anchored
@@ -124,16 +124,17 @@ def _run(
                 seen = seen.to(half)
             more = {**cond, **row.kwargs} if row.kwargs else cond
             data = model(seen, row.t, ctx=ctx, **more) if wants_ctx else model(seen, row.t, **more)
-            previous = state.history.get(number - 1)
+            previous = state.history.get(number - 1) if row.momentum else None
             if type(data) is Steered:
                 carry, base, data = data.carry, _checked(data.base, x, half), _checked(data.data, x, half)
                 used, keep = carried(data, base, carry, row, _alpha_next(plan, row, x))
                 now = _line(row, x, used, previous)
                 state.history[number] = now if keep is used else _line(row, x, keep, previous)
             else:
-                data = _checked(data, x, half)
-                now = state.history[number] = _line(row, x, data, previous)
-        shape = x.shape if type(x) is Tensor else None
+                if type(data) is not Tensor or half is not None or data.shape != x.shape:
+                    data = _checked(data, x, half)
+                now = state.history[number] = data if row.plain else _line(row, x, data, previous)
+        shape = None if row.numeric or type(x) is not Tensor else x.shape
         x = _advance(row, x, state.history, now, number)
         if shape is not None and x.shape != shape:
             raise ValueError(

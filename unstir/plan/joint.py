@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 
 from ..process import Process
@@ -48,6 +49,7 @@ class JointPlan:
                 use[i] = max(last, use.get(i, last))
         return use
 
+    @cached_property
     def releases(self) -> list[list[int]]:
         """As `Plan.releases`, over all leaves."""
         return releases(self)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ class Plan:
                 use[i - 1] = i
         return {**use, **dict.fromkeys(self.keep, self.offset + len(self.rows))}
 
+    @cached_property
     def releases(self) -> list[list[int]]:
         """Per row, the rows whose F nobody reads after it."""
         return releases(self)

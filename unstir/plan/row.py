@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -57,15 +58,25 @@ class Row:
         object.__setattr__(self, "b", Frozen({int(lag): _entry(weight) for lag, weight in self.b.items()}))
         object.__setattr__(self, "kwargs", Frozen(self.kwargs))
 
-    @property
+    @cached_property
     def noisy(self) -> bool:
         """Does this row add noise?"""
         return isinstance(self.c, Tensor) or self.c != 0
 
-    @property
+    @cached_property
     def momentum(self) -> bool:
         """Does F_i read F_{i−1} (s ≠ 0)?"""
         return self.evaluate and (isinstance(self.s, Tensor) or self.s != 0)
+
+    @cached_property
+    def numeric(self) -> bool:
+        """Are all entries numbers (which cannot change the state's shape)?"""
+        return not any(isinstance(v, Tensor) for v in (self.a, self.c, self.p, self.q, self.s, self.e, *self.b.values()))
+
+    @cached_property
+    def plain(self) -> bool:
+        """Is F_i = D_i?"""
+        return not self.momentum and isinstance(self.p, float) and isinstance(self.q, float) and (self.p, self.q) == (0.0, 1.0)
 
     def leaf(self, name: str) -> Row:
         """The row that acts on one leaf of a dict state: this one (`JointRow` has one per leaf)."""
@@ -117,6 +128,18 @@ class JointRow:
     @property
     def noisy(self) -> bool:
         return any(row.noisy for row in self.rows.values())
+
+    @property
+    def momentum(self) -> bool:
+        return any(row.momentum for row in self.rows.values())
+
+    @property
+    def numeric(self) -> bool:
+        return all(row.numeric for row in self.rows.values())
+
+    @property
+    def plain(self) -> bool:
+        return all(row.plain for row in self.rows.values())
 
     @property
     def kwargs(self) -> Mapping[str, Any]:

@@ -57,7 +57,7 @@ class State:
         self.marks.clear()
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """What `steps` yields after a row. data: D predicted at time t; x: the state at time `to` that the row led to."""
 

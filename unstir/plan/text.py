@@ -94,12 +94,11 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
     for key, default in _DEFAULTS.items():
         if not _is(getattr(row, key), default):
             out[key] = _plain(getattr(row, key))
-    if row.kwargs:
-        if bad := [key for key, value in row.kwargs.items() if isinstance(value, Tensor)]:
-            raise ValueError(
-                f"the keyword {bad[0]!r} of a row is a tensor, which JSON cannot give back; use numbers, texts or lists"
-            )
-        out["kwargs"] = _plain(dict(row.kwargs))
+    for key, value in row.kwargs.items():
+        try:
+            out.setdefault("kwargs", {})[key] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError):
+            raise TypeError(f"the keyword {key!r} of a row is {type(value).__name__}, which JSON cannot give back") from None
     return out
 
 

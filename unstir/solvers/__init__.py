@@ -8,10 +8,10 @@ from typing import Any
 from ..plan.plan import Plan
 from ..process import Process
 from . import catalogue  # noqa: F401  (fills the register)
-from .adams import auto, deis, ghvb, heavy_ball, ipndm, plms
+from .adams import deis, ghvb, heavy_ball, ipndm, plms
 from .adaptive import Adaptive
 from .analyse import Analysis, analyse, stability_interval, stability_region
-from .corrected import er_sde, sa_solver, unipc
+from .corrected import auto, er_sde, flow_adams, sa_solver, unipc
 from .ems import Statistics, ems_multistep
 from .grids import GRIDS, Grid, make_grid
 from .invertible import inverse, invertible, two_step
@@ -83,6 +83,7 @@ __all__ = [
     "exp_rk",
     "fast_orders",
     "find",
+    "flow_adams",
     "ghvb",
     "heavy_ball",
     "inverse",

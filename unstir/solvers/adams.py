@@ -114,16 +114,6 @@ def ipndm(levels: Levels, order: int = 4) -> Iterator[Row]:
 
 
 @compiler
-def auto(levels: Levels) -> Iterator[Row]:
-    """The default: `ipndm` of order 2 below 8 steps, 3 below 15, 4 from there on, meant for the logistic grid.
-
-    Chosen by measurement (docs/results/auto.md): with few steps or strong guidance a low order is
-    the stable one.
-    """
-    return _constant_step(levels, 2 if levels.n < 8 else 3 if levels.n < 15 else 4, 1.0)
-
-
-@compiler
 def ghvb(levels: Levels, order: int = 2, damping: float = 0.8) -> Iterator[Row]:
     """Generalised heavy ball: v_i = (1 − β) v_{i−1} + β ε̂_i, x̂' = x̂ + h Σ w_l(β) v_{i−l}, v_0 = ε̂_0.
 

@@ -5,8 +5,8 @@ order is the measured order of convergence (weak order for stochastic solvers).
 
 from __future__ import annotations
 
-from .adams import auto, deis, ghvb, heavy_ball, ipndm, plms, plms_stages
-from .corrected import er_sde, sa_solver, unipc
+from .adams import deis, ghvb, heavy_ball, ipndm, plms, plms_stages
+from .corrected import auto, er_sde, flow_adams, sa_solver, unipc
 from .ems import ems_multistep
 from .invertible import two_step
 from .multistep import multistep
@@ -28,12 +28,13 @@ SA = "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models, 
 ER = "Elucidating the Solution Space of Extended Reverse-Time SDE for Diffusion Models, 2023"
 V3 = "DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics, 2023"
 LMS = "k-diffusion, 2022"
+OURS = "unstir, 2026: Adams predictor–corrector in the flow frame"
 BDIA = "Exact Diffusion Inversion via Bi-directional Integration Approximation, 2024"
 
 
 TWO, THREE, FOUR, FIVE = (calls_per_step(n) for n in (2, 3, 4, 5))
 
-register("auto", auto, 2, DEIS)
+register("auto", auto, 3, OURS)
 
 # -- one number ------------------------------------------------------------------------------------------
 register("ddim", ddim, 1, DDIM)
@@ -103,6 +104,8 @@ register("unipc", unipc, 4, UNIPC, {"order": 3})
 register("unipc-2", unipc, 3, UNIPC, {"order": 2})
 register("unipc-bh1", unipc, 2, UNIPC, {"order": 2, "kind": "half"})
 register("unipc-bh2", unipc, 3, UNIPC, {"order": 2, "kind": "midpoint"})
+register("flow-adams", flow_adams, 3, OURS)
+register("flow-adams-3", flow_adams, 4, OURS, {"order": 3})
 register("dpm-solver-v3", ems_multistep, 3, V3, requires=("stats",))
 register("sa-solver", sa_solver, 1, SA)
 register("er-sde", er_sde, 1, ER)

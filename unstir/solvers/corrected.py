@@ -16,7 +16,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ..plan.row import Row
+from .adams import lagrange
 from .levels import Levels
 from .multistep import moments, multistep_row, usable_order, weights
 from .registry import compiler
@@ -91,6 +94,66 @@ def unipc(
         corrector_order,
         lambda i, o: corrector(levels, i, o, form, kind),
     )
+
+
+@compiler
+def flow_adams(levels: Levels, order: int = 2, corrector_on: bool = True, lower_final: bool = True) -> Iterator[Row]:
+    """Adams predictor–corrector on straight paths, whatever the process: any (α, σ) path is a flow path rescaled.
+
+    With s = α + σ, u = σ/s and x_f = X/s the equation is dx_f/du = v, v = (X/s − D)/u, and nothing in
+    it is infinite at α = 0 or at σ = 0:
+
+        X' = (s'/s) X + s' Σ_j C_j v_{i−j},     C_j = ∫_u^{u'} ℓ_j du
+
+    The predictor has order min(order, i + 1), and at most the steps left if lower_final; the
+    corrector at a node one more than the predictor that landed there, folded into the row.
+    """
+    return _flow_adams(levels, order, corrector_on, lower_final)
+
+
+@compiler
+def auto(levels: Levels) -> Iterator[Row]:
+    """The default: `flow_adams` with a predictor of order 1 below 8 steps and 2 from there on, for the logistic grid.
+
+    Chosen by measurement (docs/results/auto.md): a higher order is better without guidance, and
+    diverges under strong guidance with few steps.
+    """
+    return _flow_adams(levels, 1 if levels.n < 8 else 2, True, True)
+
+
+def _flow_adams(levels: Levels, order: int, corrector_on: bool, lower_final: bool) -> Iterator[Row]:
+    if not 1 <= order <= 6:
+        raise ValueError(f"order={order} must be an integer from 1 to 6")
+    s = [a + b for a, b in zip(levels.alpha, levels.sigma, strict=True)]
+    u = [b / total for b, total in zip(levels.sigma, s, strict=True)]
+
+    def usable(i: int) -> int:
+        return min(order, i + 1, levels.n - i if lower_final else order)
+
+    def weights_of(i: int, nodes: Sequence[float]) -> dict[int, float]:
+        """{place in nodes: s' ∫ ℓ du} over step i."""
+        return dict(enumerate((s[i + 1] * polynomial_integrals(nodes, u[i], u[i + 1])).tolist()))
+
+    rows = [
+        Row(
+            t=levels.times[i],
+            to=levels.times[i + 1],
+            a=s[i + 1] / s[i],
+            b=weights_of(i, [u[i - j] for j in range(usable(i))]),
+            p=1 / levels.sigma[i],
+            q=-s[i] / levels.sigma[i],
+        )
+        for i in range(levels.n)
+    ]
+    nodes = range(1, levels.n) if corrector_on else ()
+    return fold(rows, {i: weights_of(i - 1, [u[i], *(u[i - 1 - j] for j in range(usable(i - 1)))]) for i in nodes})
+
+
+def polynomial_integrals(nodes: Sequence[float], start: float, end: float) -> np.ndarray:
+    """∫_start^end ℓ_j for the Lagrange polynomials of `nodes`; Gauss–Legendre, exact to degree 15."""
+    points, w = np.polynomial.legendre.leggauss(8)
+    half = 0.5 * (end - start)
+    return half * (lagrange(nodes, half * points + 0.5 * (start + end)) * w).sum(1)
 
 
 def default_window(t: float) -> float:
@@ -198,8 +261,6 @@ def er_sde(levels: Levels, order: int = 3, scale: str = "er", centred: bool = Tr
 
 def _inverse_integral(f: Callable[[float], float], low: float, high: float, weight: Callable[[float], float]) -> float:
     """∫_low^high weight(u)/φ(u) du, Gauss–Legendre in log u."""
-    import numpy as np
-
     nodes, w = np.polynomial.legendre.leggauss(48)
     a, b = math.log(low), math.log(high)
     total = 0.0

@@ -256,7 +256,7 @@ def dpmpp_sde(levels: Levels, eta: float = 1.0, r: float = 0.5, stages: list[int
 
     The inner stage is an ancestral step to λ + r h, the end an ancestral step from the start with
     D = (1 − 1/(2r)) D_s + D_m/(2r). Inner and end noise are coupled as in the module (k-diffusion
-    couples them through a Brownian path in σ̂: the same law at η = 1, another picture).
+    couples them through a Brownian path in σ̂: another joint law, also of weak order 1).
     """
     if not (eta >= 0 and 0 < r <= 1):
         raise ValueError(f"eta={eta} must be at least 0 and r={r} in (0, 1]")
