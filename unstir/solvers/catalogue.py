@@ -28,7 +28,7 @@ SA = "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models, 
 ER = "Elucidating the Solution Space of Extended Reverse-Time SDE for Diffusion Models, 2023"
 V3 = "DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics, 2023"
 LMS = "k-diffusion, 2022"
-OURS = "unstir, 2026: Adams predictor–corrector in the flow frame"
+OURS = "Adams predictor–corrector in the flow frame, unstir, 2026"
 BDIA = "Exact Diffusion Inversion via Bi-directional Integration Approximation, 2024"
 
 
@@ -105,7 +105,7 @@ register("unipc-2", unipc, 3, UNIPC, {"order": 2})
 register("unipc-bh1", unipc, 2, UNIPC, {"order": 2, "kind": "half"})
 register("unipc-bh2", unipc, 3, UNIPC, {"order": 2, "kind": "midpoint"})
 register("flow-adams", flow_adams, 3, OURS)
-register("flow-adams-3", flow_adams, 4, OURS, {"order": 3})
+register("flow-adams-3", flow_adams, 3, OURS, {"order": 3})
 register("dpm-solver-v3", ems_multistep, 3, V3, requires=("stats",))
 register("sa-solver", sa_solver, 1, SA)
 register("er-sde", er_sde, 1, ER)

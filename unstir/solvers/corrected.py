@@ -25,6 +25,7 @@ from .multistep import moments, multistep_row, usable_order, weights
 from .registry import compiler
 
 Lags = Mapping[int, float]
+FEW = 15  # steps, below which the last ones are of lower order by default
 
 
 def fold(predictors: Sequence[Row], correctors: Mapping[int, Lags]) -> Iterator[Row]:
@@ -79,7 +80,7 @@ def unipc(
     lower_final, by default where there are fewer than 15; the corrector at node i has the order of
     the predictor that landed there plus one.
     """
-    lower = levels.n < 15 if lower_final is None else lower_final
+    lower = levels.n < FEW if lower_final is None else lower_final
     if not (isinstance(order, int) and 1 <= order <= 6):
         raise ValueError(f"order={order} must be an integer from 1 to 6")
     if kind not in ("exact", "half", "midpoint") or form not in ("data", "noise"):
@@ -97,7 +98,7 @@ def unipc(
 
 
 @compiler
-def flow_adams(levels: Levels, order: int = 2, corrector_on: bool = True, lower_final: bool = True) -> Iterator[Row]:
+def flow_adams(levels: Levels, order: int = 2, corrector_on: bool = True, lower_final: bool | None = None) -> Iterator[Row]:
     """Adams predictor–corrector on straight paths, whatever the process: any (α, σ) path is a flow path rescaled.
 
     With s = α + σ, u = σ/s and x_f = X/s the equation is dx_f/du = v, v = (X/s − D)/u, and nothing in
@@ -105,8 +106,9 @@ def flow_adams(levels: Levels, order: int = 2, corrector_on: bool = True, lower_
 
         X' = (s'/s) X + s' Σ_j C_j v_{i−j},     C_j = ∫_u^{u'} ℓ_j du
 
-    The predictor has order min(order, i + 1), and at most the steps left if lower_final; the
-    corrector at a node one more than the predictor that landed there, folded into the row.
+    The predictor has order min(order, i + 1), and at most the steps left if lower_final, by default
+    where there are fewer than 15; the corrector at a node one more than the predictor that landed
+    there, folded into the row.
     """
     return _flow_adams(levels, order, corrector_on, lower_final)
 
@@ -118,17 +120,18 @@ def auto(levels: Levels) -> Iterator[Row]:
     Chosen by measurement (docs/results/auto.md): a higher order is better without guidance, and
     diverges under strong guidance with few steps.
     """
-    return _flow_adams(levels, 1 if levels.n < 8 else 2, True, True)
+    return _flow_adams(levels, 1 if levels.n < 8 else 2, True, None)
 
 
-def _flow_adams(levels: Levels, order: int, corrector_on: bool, lower_final: bool) -> Iterator[Row]:
+def _flow_adams(levels: Levels, order: int, corrector_on: bool, lower_final: bool | None) -> Iterator[Row]:
+    lower = levels.n < FEW if lower_final is None else lower_final
     if not 1 <= order <= 6:
         raise ValueError(f"order={order} must be an integer from 1 to 6")
     s = [a + b for a, b in zip(levels.alpha, levels.sigma, strict=True)]
     u = [b / total for b, total in zip(levels.sigma, s, strict=True)]
 
     def usable(i: int) -> int:
-        return min(order, i + 1, levels.n - i if lower_final else order)
+        return min(order, i + 1, levels.n - i if lower else order)
 
     def weights_of(i: int, nodes: Sequence[float]) -> dict[int, float]:
         """{place in nodes: s' ∫ ℓ du} over step i."""
