@@ -1,6 +1,7 @@
 """Denoisers: networks as data predictors, and exact ones for known data laws."""
 
 from .._calls import Calls, count_calls
+from .chunked import Chunked, chunked
 from .denoiser import TIMES, ConvertedDenoiser, Denoiser
 from .exact import Empirical, Gaussian, GaussianMixture, LowRankMixture
 from .prediction import PREDICTIONS, Prediction
@@ -9,6 +10,7 @@ __all__ = [
     "PREDICTIONS",
     "TIMES",
     "Calls",
+    "Chunked",
     "ConvertedDenoiser",
     "Denoiser",
     "Empirical",
@@ -16,5 +18,6 @@ __all__ = [
     "GaussianMixture",
     "LowRankMixture",
     "Prediction",
+    "chunked",
     "count_calls",
 ]
