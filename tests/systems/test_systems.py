@@ -17,7 +17,7 @@ from unstir.solvers.analyse import stability_interval
 from unstir.systems import SYSTEMS, Claim, at_least, at_most, find, protocol, reproduce
 from unstir.systems.deis import ipndm, rho_ab, rho_rk, tab
 from unstir.systems.dpm_solver import dpm_solver
-from unstir.systems.dpm_solver_pp import dpm_solver_pp, threshold
+from unstir.systems.dpm_solver_pp import dpm_solver_pp
 from unstir.systems.ghvb import METHODS, ghvb, growth, heavy_ball, overshoot, plms, stability_bound
 
 P = VP()
@@ -124,24 +124,11 @@ def _same(one: object, two: object) -> bool:
         (lambda: heavy_ball(P, 6, damping=1.5), "damping"),
         (lambda: stability_bound(2, 0.0), "damping"),
         (lambda: stability_bound(2, 0.5, "nesterov"), "kind"),
-        (lambda: threshold(lambda x, t: x, quantile=2), "quantile"),
     ],
 )
 def test_bad_arguments_are_named(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
-
-
-def test_thresholding_bounds_each_sample_for_itself_and_leaves_small_ones() -> None:
-    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1, 3, 9]).reshape(4, 1, 1, 1)
-    cut = threshold(lambda x, t: x)
-    out = cut(x, 0.5)
-    assert float(out.abs().max()) <= 1
-    assert torch.equal(out[0], x[0])
-    assert torch.equal(cut(out, 0.5), out)
-    torch.testing.assert_close(cut(x[2:3], 0.5), out[2:3])
-    assert torch.equal(threshold(lambda x, t: x, quantile=0.0)(x, 0.5), x.clamp(-1, 1))
-    assert cut(x.half(), 0.5).dtype == torch.float16
 
 
 # -- stability of momentum ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ class State:
 
     x is centred (x − βy) where the process is anchored, and float32 in a half-precision run, whose
     dtype is `half`; history is {row number: F}; keys are the random keys of the samples.
+    memory is what transforms keep for one run, by transform.
     """
 
     x: Any
@@ -31,6 +32,7 @@ class State:
     calls: Calls = field(default_factory=Calls)
     hooks: tuple[Any, ...] = ()
     half: torch.dtype | None = None
+    memory: dict[Any, Any] = field(default_factory=dict)
     marks: list[tuple[int, Any, Tensor]] = field(default_factory=list)
 
     def forget(self) -> None:

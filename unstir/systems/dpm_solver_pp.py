@@ -8,7 +8,7 @@ solved for the data prediction D instead of the noise,
 with D extrapolated from its last values (2M, 3M: one call a step, so the steps are the shortest the budget
 allows) or from inner stages (2S, 3S). Since D is in hand, it can be thresholded: pictures lie in [−1, 1].
 
-Parts: `unstir.solvers.multistep` and `exp_rk` in data form; `threshold` and guidance, both denoiser → denoiser.
+Parts: `unstir.solvers.multistep` and `exp_rk` in data form; `steer.threshold` and guidance, both denoiser → denoiser.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data import load
 from ..evaluate import labelled_rows, save_png
 from ..plan import Plan, sample
 from ..process import VP, Process
 from ..solvers import plan
-from ._digits import Model, bench, error_section, errors, exact, guided, pca_digits, report, trained
+from ..steer import threshold
+from ._digits import bench, error_section, errors, exact, guided, pca_digits, report, trained
 from .dpm_solver import dpm_solver
 from .protocol import Result, at_most
 
@@ -49,24 +49,6 @@ def dpm_solver_pp(
     if order not in (2, 3):
         raise ValueError(f"order={order} must be 2 or 3")
     return plan(f"dpmpp-{order}{stages[0]}", process, nfe, grid, start, end, **options)
-
-
-def threshold(model: Model, quantile: float = 0.995, limit: float = 1.0) -> Model:
-    """Dynamic thresholding of pixel models, per sample:  s = max(limit, quantile of |D|),   D' = limit · clip(D, −s, s)/s.
-
-    quantile = 0 is static clipping to [−limit, limit]. Only for data that is bounded; never for latents.
-    (Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding, 2022.)
-    """
-    if not (0 <= quantile <= 1 and limit > 0):
-        raise ValueError(f"quantile={quantile} must lie in [0, 1] and limit={limit} be > 0")
-
-    def denoise(x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
-        data = model(x, t, **cond)
-        s = torch.quantile(data.abs().flatten(1).float(), quantile, dim=1).clamp_min(limit).to(data)
-        s = s.reshape(-1, *[1] * (data.ndim - 1))
-        return data.clamp(-s, s) * (limit / s)
-
-    return denoise
 
 
 def reproduce(out: Path, device: str = "cpu", large: bool = False) -> Result:
@@ -98,7 +80,7 @@ def reproduce(out: Path, device: str = "cpu", large: bool = False) -> Result:
     noise = process.prior((1000 if large else 200, 1, 8, 8), device=device)
     labels = torch.arange(len(noise), device=device) % 10
     clean = dpm_solver_pp(process, 20, end=0.0)
-    variants = {"no thresholding": strong, "static": threshold(strong, 0.0), "dynamic": threshold(strong)}
+    variants = {"no thresholding": strong, "static": threshold(strong, None), "dynamic": threshold(strong)}
     drawn = {name: sample(m, clean, x=noise, class_labels=labels).cpu() for name, m in variants.items()}
     bounds = {name: [float((v.abs() > 1).double().mean()), float(v.abs().mean())] for name, v in drawn.items()}
     size = float(pixels.abs().mean())
