@@ -25,8 +25,7 @@ def run(options: Options) -> int:
     if not SYSTEMS:
         show.say("no systems yet")
         return 0
-    show.table(
-        [(s.id, s.summary, s.paper) for s in SYSTEMS.values()], ("id", "what it does", "paper"), title=f"{len(SYSTEMS)} systems"
-    )
-    show.say("`unstir reproduce ID` runs one and measures its paper's claim in miniature.")
+    rows = [(s.id, s.summary, s.paper[-4:]) for s in SYSTEMS.values()]  # the year; the titles would fill the screen
+    show.table(rows, ("id", "what it does", "paper"), title=f"{len(SYSTEMS)} systems")
+    show.say("`unstir reproduce ID` names the paper, runs the system and measures the claim in miniature; --json has all.")
     return 0
