@@ -116,3 +116,21 @@ def test_systems_lists_the_table(register, unstir):
         -1
     ].items()
     assert rows[-1]["module"] == "unstir.systems.stand_in"
+
+
+def test_the_table_of_results_is_written_from_what_was_measured(unstir, tmp_path) -> None:
+    """One system that held, one that did not, the rest not run: the table says each, with its figures."""
+    from unstir._files import write_json
+    from unstir.systems import SYSTEMS
+
+    for name, held in (("deis", True), ("dmcmc", False)):
+        claim = {"text": f"claim of {name}", "measured": 0.5, "sense": "<=", "threshold": 0.25 + held, "held": held}
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "result.json", {"held": held, "claims": [claim], "seconds": 3.2})
+    code, out, _ = unstir("systems --write table.md --results .")
+    assert code == 0
+    assert "wrote" in out
+    text = (tmp_path / "table.md").read_text()
+    assert "claim of deis: 0.5 ≤ 1.25" in text
+    assert "✗ claim of dmcmc: 0.5 ≤ 0.25" in text
+    assert text.count("not run") == len(SYSTEMS) - 2

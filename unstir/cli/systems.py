@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from ..systems import SYSTEMS
+from .._files import write_text
+from ..systems import SYSTEMS, summary
 from . import show
 
 
@@ -16,11 +18,21 @@ class Options:
     json: bool = False
     """Print JSON instead of a table."""
 
+    write: Path | None = None
+    """Write the table of all claims and what was measured to this Markdown file."""
+
+    results: Path = Path("out")
+    """Folder with the results of `unstir reproduce` that --write reads."""
+
 
 def run(options: Options) -> int:
     """Carries out `unstir systems`."""
     if options.json:
         print(json.dumps([asdict(s) | {"module": s.module} for s in SYSTEMS.values()], indent=2, ensure_ascii=False))
+        return 0
+    if options.write is not None:
+        write_text(options.write, summary(options.results))
+        show.wrote(options.write)
         return 0
     if not SYSTEMS:
         show.say("no systems yet")

@@ -73,7 +73,9 @@ def sample(
         return capture(model, plan, start, **cond)(start, seed=seed, index=index)
     if executor == "compile":
         model = compiled(model)
-    run, state = launch(model, plan, x, shape, seed, index, hooks, anchor, noise, dtype, device, cond)
+    run, state = launch(
+        model, plan, x, shape, seed, index, hooks, anchor, noise, dtype, device, cond, last_only=on_step is None
+    )  # fmt: skip
     step = None
     with nullcontext() if grad else torch.no_grad(), counting(state.calls):
         for step in run:

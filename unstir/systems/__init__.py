@@ -9,6 +9,6 @@ To add a system with the id `some-name`:
 """
 
 from .index import SYSTEMS
-from .protocol import Claim, Result, System, at_least, at_most, find, reproduce
+from .protocol import Claim, Result, System, at_least, at_most, find, reproduce, summary
 
-__all__ = ["SYSTEMS", "Claim", "Result", "System", "at_least", "at_most", "find", "reproduce"]
+__all__ = ["SYSTEMS", "Claim", "Result", "System", "at_least", "at_most", "find", "reproduce", "summary"]

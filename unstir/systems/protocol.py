@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from .. import __version__
-from .._files import write_json
+from .._files import read_json, write_json
 from .index import SYSTEMS, System
 
 
@@ -84,6 +84,43 @@ def reproduce(name: str, out: str | Path = "out", *, device: str = "cpu", large:
     result = run(folder, device, large)
     write_json(folder / "result.json", record(system, result, time.perf_counter() - started, device, large))
     return result
+
+
+def summary(out: str | Path = "out") -> str:
+    """The table of all systems as Markdown, from the `result.json` files of their last runs in `out`.
+
+    A row shows every claim with what was measured; a claim that did not hold is marked, and so is a
+    system that was not run.
+    """
+    lines = [
+        "# Systems",
+        "",
+        "Written by `unstir systems --write docs/systems.md` from the results of `unstir reproduce ID`. Every claim is a",
+        "sentence of the paper in miniature: what was measured, and what it had to be, baselines measured in the same run.",
+        "",
+        "| system | paper | holds | claims | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for system in SYSTEMS.values():
+        file = Path(out) / system.id / "result.json"
+        if not file.is_file():
+            lines.append(f"| `{system.id}` | {system.paper} | not run | | |")
+            continue
+        found = read_json(file)
+        claims = "<br>".join(_sentence(claim) for claim in found["claims"])
+        held = "yes" if found["held"] else "**no**"
+        lines.append(f"| `{system.id}` | {system.paper} | {held} | {claims} | {found['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(claim: Mapping[str, Any]) -> str:
+    relation = "≤" if claim["sense"] == "<=" else "≥"
+    text = f"{claim['text']}: {_short(claim['measured'])} {relation} {_short(claim['threshold'])}"
+    return text if claim["held"] else f"✗ {text}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float | int) else str(value)
 
 
 def record(system: System, result: Result, seconds: float, device: str, large: bool) -> dict[str, Any]:
