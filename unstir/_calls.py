@@ -53,7 +53,7 @@ def count_call(raw: Any) -> None:
     if calls is None:
         return
     calls.forward += 1
-    if isinstance(raw, Tensor) and raw.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and isinstance(raw, Tensor) and raw.requires_grad:
 
         def backward(grad: Tensor) -> None:
             calls.backward += 1

@@ -104,7 +104,7 @@ class Denoiser(nn.Module):
     def call(self, x: Tensor, time: Tensor, scale: Any, cond: Mapping[str, Any]) -> tuple[Tensor, tuple[Any, ...]]:
         """The raw network output and its further outputs, for a ready-made time and input scale."""
         out = self.network(x if scale is None else x * scale, time, **cond)
-        raw, extras = split_output(out)
+        raw, extras = (out, ()) if type(out) is Tensor else split_output(out)
         if isinstance(raw, Tensor) and raw.shape != x.shape:
             raise ValueError(
                 f"the network returned shape {tuple(raw.shape)} for a state of shape {tuple(x.shape)}; "
@@ -205,22 +205,34 @@ def combine(terms: Sequence[tuple[Any, Tensor]]) -> Tensor:
     unless autograd is watching.
     """
     total: Tensor | None = None
+    free = not torch.is_grad_enabled()
     own = False  # is `total` ours to change?
     for weight, x in terms:
-        if type(weight) is float:
-            if weight == 0.0:
-                continue
-            if total is None:
-                total, own = (x, False) if weight == 1.0 else (x * weight, not torch.is_grad_enabled())
-            elif own:
-                total.add_(x, alpha=weight)
-            else:
-                total, own = torch.add(total, x, alpha=weight), not torch.is_grad_enabled()
-        elif isinstance(weight, Tensor):
-            weight = weight.to(x)
-            total, own = (x * weight if total is None else torch.addcmul(total, x, weight)), False
+        if type(weight) is not float:
+            return _combine_tensors(terms)
+        if own:
+            total.add_(x, alpha=weight)  # type: ignore[union-attr]
+        elif weight == 0.0:
+            continue
+        elif total is not None:
+            total, own = torch.add(total, x, alpha=weight), free
+        elif weight == 1.0:
+            total = x
         else:
-            return combine([(w if isinstance(w, Tensor) else float(w), x) for w, x in terms])
+            total, own = x * weight, free
+    return torch.zeros_like(terms[0][1]) if total is None else total
+
+
+def _combine_tensors(terms: Sequence[tuple[Any, Tensor]]) -> Tensor:
+    """`combine` where weights may be tensors or any numbers; never in place."""
+    total: Tensor | None = None
+    for weight, x in terms:
+        if isinstance(weight, Tensor):
+            w = weight.to(x)
+            total = x * w if total is None else torch.addcmul(total, x, w)
+        elif float(weight) != 0:
+            part = x if float(weight) == 1 else x * float(weight)
+            total = part if total is None else total + part
     return torch.zeros_like(terms[0][1]) if total is None else total
 
 

@@ -236,8 +236,8 @@ def _advance(row: Any, x: Any, history: Mapping[int, Any], now: Any, number: int
         each = {k: {j: f[k] for j, f in history.items()} for k in x}
         return {k: _advance(row.leaf(k), x[k], each[k], None if now is None else now[k], number) for k in x}
     terms = [(row.a, x)]
-    for lag, weight in row.b.items():
-        terms.append((weight, history[number - lag] if lag or now is None else now))
+    for lag, weight in row.lags:
+        terms.append((weight, now if lag == 0 and now is not None else history[number - lag]))
     mean = combine(terms)
     return mean if type(row.e) is float and row.e == 0 else mean + (row.e.to(mean) if isinstance(row.e, Tensor) else row.e)
 

@@ -69,6 +69,11 @@ class Row:
         return self.evaluate and (isinstance(self.s, Tensor) or self.s != 0)
 
     @cached_property
+    def lags(self) -> tuple[tuple[int, Coef], ...]:
+        """The entries of b, newest first."""
+        return tuple(sorted(self.b.items(), key=lambda entry: entry[0]))
+
+    @cached_property
     def numeric(self) -> bool:
         """Are all entries numbers (which cannot change the state's shape)?"""
         return not any(isinstance(v, Tensor) for v in (self.a, self.c, self.p, self.q, self.s, self.e, *self.b.values()))
