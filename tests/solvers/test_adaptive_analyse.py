@@ -70,3 +70,28 @@ def test_analyse_reports() -> None:
     text = str(found)
     assert "order 2" in text
     assert solvers.analyse(unstir.plan("ancestral", VP(), nfe=10)).measured_order is None
+
+
+def test_langevin_corrections_keep_the_law_of_the_data(mixture) -> None:
+    """Corrected coarse ancestral-free sampling of a Gaussian: the mean and spread of the data, sample by sample sized."""
+    from unstir.denoiser import Gaussian
+
+    process = VP()
+    model = Gaussian(process, torch.full((40,), 0.3), std=torch.full((40,), 0.5))
+    plain = unstir.plan("ddim", process, nfe=12)
+    plan = solvers.LangevinCorrected(plain, snr=0.1, steps=3)
+    end = unstir.sample(model, plan, shape=(400, 40), dtype=torch.float64, full=True)
+    assert end.calls.forward == 12 + 11 * 3
+    spread = lambda x: abs(float(x.std()) - 0.5)  # noqa: E731
+    assert spread(end.x) < 0.5 * spread(unstir.sample(model, plain, shape=(400, 40), dtype=torch.float64))
+    assert float(end.x.mean()) == pytest.approx(0.3, abs=0.02)
+
+
+def test_langevin_sizes_belong_to_the_sample(mixture) -> None:
+    process = VP()
+    plan = solvers.LangevinCorrected(unstir.plan("dpmpp-2m", process, nfe=6), snr=0.16)
+    run = {"dtype": torch.float64, "seed": 3}
+    eight = unstir.sample(mixture.model(process), plan, shape=(8, 1), **run)
+    assert torch.equal(unstir.sample(mixture.model(process), plan, shape=(1, 1), index=[5], **run)[0], eight[5])
+    with pytest.raises(ValueError, match="snr"):
+        solvers.LangevinCorrected(unstir.plan("ddim", process, nfe=3), snr=0.0)

@@ -131,3 +131,11 @@ def test_explicit_nodes_and_nfe_agree_for_two_call_methods() -> None:
     assert len(plan) == 3
     with pytest.raises(ValueError, match="3 nodes"):
         unstir.plan("heun", VP, nfe=6, grid=[1.0, 0.5, 0.0])
+
+
+def test_a_name_may_carry_its_grid() -> None:
+    """AUTOMATIC1111 says "DPM++ 2M Karras"; an explicit grid wins."""
+    karras = unstir.plan("dpmpp-2m", VP, nfe=5, grid="karras")
+    assert unstir.plan("DPM++ 2M Karras", VP, nfe=5) == unstir.plan("dpmpp_2m_karras", VP, nfe=5) == karras
+    assert unstir.plan("DPM++ 2M SDE Exponential", VP, nfe=5) == unstir.plan("dpmpp-2m-sde", VP, nfe=5, grid="logsnr")
+    assert unstir.plan("DPM++ 2M Karras", VP, nfe=5, grid="uniform") == unstir.plan("dpmpp-2m", VP, nfe=5, grid="uniform")

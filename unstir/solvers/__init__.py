@@ -9,7 +9,7 @@ from ..plan.plan import Plan
 from ..process import Process
 from . import catalogue  # noqa: F401  (fills the register)
 from .adams import deis, ghvb, heavy_ball, ipndm, plms
-from .adaptive import Adaptive
+from .adaptive import Adaptive, LangevinCorrected
 from .analyse import Analysis, analyse, stability_interval, stability_region
 from .corrected import auto, er_sde, flow_adams, sa_solver, unipc
 from .ems import Statistics, ems_multistep
@@ -19,7 +19,7 @@ from .levels import Levels, phi
 from .multistep import multistep
 from .onestep import ddim, ddpm, renoise, sde
 from .pndm import pndm
-from .registry import MODEL_SOLVERS, SOLVERS, Solver, compile_plan, compiler, find, register
+from .registry import MODEL_SOLVERS, SOLVERS, Solver, compile_plan, compiler, find, register, split_name
 from .singlestep import dpmpp_sde, exp_rk, fast_orders, rho_rk
 from .transforms import churn, corrected, restart, reversed_plan
 
@@ -36,7 +36,8 @@ def plan(
 ) -> Plan:
     """Compile a named solver to a plan of exactly `nfe` network calls.
 
-    name: see `unstir.solvers.SOLVERS`; "auto" is the measured default (docs/auto.md).
+    name: see `unstir.solvers.SOLVERS`, or what another tool calls it, with its grid if it has one ("DPM++ 2M Karras");
+        "auto" is the measured default (docs/results/auto.md).
     process: a process, or a denoiser, whose process is used.
     grid: a name of `GRIDS`, "auto", a function (process, n, start, end), or the nodes themselves
         (then nfe may be left out).
@@ -46,6 +47,8 @@ def plan(
     process = getattr(process, "process", process)
     if not isinstance(process, Process):
         raise TypeError(f"process is {type(process).__name__}; give an unstir.process.Process or a denoiser")
+    name, named_grid = split_name(name)
+    grid = named_grid if named_grid and grid == "auto" else grid
     entry = find(name)
     if nfe is None:
         if isinstance(grid, str) or callable(grid):
@@ -65,6 +68,7 @@ __all__ = [
     "SOLVERS",
     "Adaptive",
     "Analysis",
+    "LangevinCorrected",
     "Levels",
     "Solver",
     "Statistics",

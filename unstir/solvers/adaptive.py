@@ -1,8 +1,8 @@
-"""Adaptive step sizes: rows made while the run goes, from an embedded pair.
+"""Rows made while the run goes: adaptive step sizes, and Langevin steps whose size depends on the state.
 
-Both members of a pair share their stages: DPM-Solver-12 (order 1 in 2) and -23 (order 2 in 3). The
-step is accepted if the scaled difference E of the two results is at most 1; always
-h ← min(0.9 h E^{−1/order}, what is left). A rejected attempt keeps its first prediction.
+Adaptive steps come from an embedded pair: both members share their stages, DPM-Solver-12 (order 1
+in 2) and -23 (order 2 in 3). A step is accepted if the scaled difference E of the two results is at
+most 1; always h ← min(0.9 h E^{−1/order}, what is left). A rejected attempt keeps its first prediction.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..plan.plan import Plan
 from ..plan.row import Row
 from ..plan.state import State, tree_map
 from ..process import Process
@@ -110,3 +111,69 @@ class Adaptive:
         if isinstance(high, dict):
             return max(float(scaled(high[k], low[k], previous[k])) for k in high)
         return float(scaled(high, low, previous))
+
+
+@dataclass(frozen=True)
+class LangevinCorrected:
+    """`plan` with Langevin corrections after every step to σ > 0, their size from the norm of the score.
+
+    The predictor–corrector of Score-Based Generative Modeling through SDEs, 2021: with s the score,
+    ε = 2 (snr ‖z‖/‖s‖)²,  x ← x + ε s + √(2ε) z, per sample, and √n for ‖z‖, its value but for 1/√n.
+    One more call per correction. `solvers.corrected` is the form with a size fixed in advance.
+    """
+
+    plan: Plan
+    snr: float = 0.16
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.snr > 0 and self.steps >= 1):
+            raise ValueError(f"snr={self.snr} must be > 0 and steps={self.steps} at least 1")
+        if any(lag for row in self.plan.rows if row.boundary for lag in row.b) and self.plan.history > 3:
+            raise ValueError("the plan reads more than 3 predictions back; use a plan of lower order")
+
+    @property
+    def process(self) -> Process:
+        """The plan's process."""
+        return self.plan.process
+
+    @property
+    def start(self) -> float:
+        """The plan's start."""
+        return self.plan.start
+
+    @property
+    def window(self) -> int:
+        """How many rows back a prediction may be read."""
+        return 4 * (1 + 2 * self.steps)
+
+    def generate(self, state: State) -> Iterator[Row]:
+        """The rows; the executor calls this."""
+        place: dict[int, int] = {}  # row of the plan -> number of the row as run
+        number = 0
+        for i, row in enumerate(self.plan.rows):
+            place[i] = number
+            yield replace(row, b={number - place[i - lag]: w for lag, w in row.b.items()})
+            number += 1
+            sigma = float(self.process.sigma(row.to))
+            if not row.boundary or sigma == 0 or i + 1 == len(self.plan.rows):
+                continue
+            alpha = float(self.process.alpha(row.to))
+            for _ in range(self.steps):
+                yield Row(t=row.to, to=row.to, a=1.0, b={})  # call the network, leave the state
+                size = self._size(state.x, state.history[number], alpha, sigma)
+                yield Row(
+                    t=row.to,
+                    to=row.to,
+                    a=1 - size / sigma**2,
+                    b={1: size * alpha / sigma**2},
+                    c=(2 * size).sqrt(),
+                    evaluate=False,
+                )
+                number += 2
+
+    def _size(self, x: torch.Tensor, data: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        score = ((alpha * data - x) / sigma**2).flatten(1).norm(dim=1)
+        size = 2 * (self.snr * math.sqrt(x[0].numel()) / score.clamp_min(1e-12)) ** 2
+        # A step longer than σ² would overshoot; the score of a state near the data can be that small.
+        return size.clamp_max(sigma**2).reshape(-1, *[1] * (x.ndim - 1))

@@ -129,6 +129,16 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.lower().replace("++", "pp") if c.isalnum())
 
 
+def split_name(name: str) -> tuple[str, str | None]:
+    """("DPM++ 2M", "karras") of "DPM++ 2M Karras": AUTOMATIC1111 names the grid after the sampler."""
+    if isinstance(name, str):
+        for grid in ("karras", "exponential", "polyexponential"):
+            head = name[: -len(grid)].rstrip(" _-")
+            if name.lower().endswith((" " + grid, "_" + grid, "-" + grid)) and head:
+                return head, grid
+    return name, None
+
+
 def find(name: str) -> Solver:
     """The entry called `name`, here or in diffusers, k-diffusion, ComfyUI or AUTOMATIC1111 ("DPM++ 2M", "uni_pc_bh2").
 
