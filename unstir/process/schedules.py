@@ -126,22 +126,14 @@ class SubVP(VP):
         return (-2 * self.f(t) * -torch.expm1(4 * self._log_alpha(t))).sqrt()
 
 
-class VE(Process):
-    """Variance exploding (Score-Based Generative Modeling through SDEs, 2021).
+class _Exploding(Process):
+    """What processes with α = 1 share; σ_min sets where the inner nodes of a grid end."""
 
-    α = 1,  σ² = σ_min² ((σ_max/σ_min)^(2t) − 1): the exact marginal of the equation, so σ(0) = 0
-    (the published code writes σ_min (σ_max/σ_min)^t, which differs only near σ_min).
-    """
-
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+    def __init__(self, sigma_min: float, sigma_max: float) -> None:
         _positive(sigma_min=sigma_min, sigma_max=sigma_max)
         if sigma_max <= sigma_min:
             raise ValueError(f"sigma_max={sigma_max} must exceed sigma_min={sigma_min}")
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
-
-    @property
-    def _rate(self) -> float:
-        return 2 * math.log(self.sigma_max / self.sigma_min)
 
     @property
     def span(self) -> tuple[float, float]:  # type: ignore[override]
@@ -150,55 +142,52 @@ class VE(Process):
     def alpha(self, t: Time) -> Tensor:
         return torch.ones_like(float64(t))
 
+    def path(self, logsnr: Time) -> tuple[Tensor, Tensor]:
+        sigma = torch.exp(-float64(logsnr))
+        return torch.ones_like(sigma), sigma
+
+    def f(self, t: Time) -> Tensor:
+        return torch.zeros_like(float64(t))
+
+
+class VE(_Exploding):
+    """Variance exploding (Score-Based Generative Modeling through SDEs, 2021).
+
+    α = 1,  σ² = σ_min² ((σ_max/σ_min)^(2t) − 1): the exact marginal of the equation, so σ(0) = 0
+    (the published code writes σ_min (σ_max/σ_min)^t, which differs only near σ_min).
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+        super().__init__(sigma_min, sigma_max)
+
+    @property
+    def _rate(self) -> float:
+        return 2 * math.log(self.sigma_max / self.sigma_min)
+
     def sigma(self, t: Time) -> Tensor:
         return self.sigma_min * torch.expm1(self._rate * float64(t)).sqrt()
 
     def time(self, logsnr: Time) -> Tensor:
         return (torch.log1p(torch.exp(-2 * float64(logsnr)) / self.sigma_min**2) / self._rate).clamp(0, 1)
 
-    def path(self, logsnr: Time) -> tuple[Tensor, Tensor]:
-        sigma = torch.exp(-float64(logsnr))
-        return torch.ones_like(sigma), sigma
-
-    def f(self, t: Time) -> Tensor:
-        return torch.zeros_like(float64(t))
-
     def g(self, t: Time) -> Tensor:
         return self.sigma_min * (self._rate * torch.exp(self._rate * float64(t))).sqrt()
 
 
-class EDM(Process):
+class EDM(_Exploding):
     """α = 1, σ = σ_max t (Elucidating the Design Space of Diffusion-Based Generative Models, 2022).
 
-    The paper's time is σ itself; here it is rescaled to [0, 1]. σ_min only sets where the inner
-    nodes of a grid end.
+    The paper's time is σ itself; here it is rescaled to [0, 1].
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        _positive(sigma_min=sigma_min, sigma_max=sigma_max)
-        if sigma_max <= sigma_min:
-            raise ValueError(f"sigma_max={sigma_max} must exceed sigma_min={sigma_min}")
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
-
-    @property
-    def span(self) -> tuple[float, float]:  # type: ignore[override]
-        return self.sigma_min / self.sigma_max, 1.0
-
-    def alpha(self, t: Time) -> Tensor:
-        return torch.ones_like(float64(t))
+        super().__init__(sigma_min, sigma_max)
 
     def sigma(self, t: Time) -> Tensor:
         return self.sigma_max * float64(t)
 
     def time(self, logsnr: Time) -> Tensor:
         return (torch.exp(-float64(logsnr)) / self.sigma_max).clamp(0, 1)
-
-    def path(self, logsnr: Time) -> tuple[Tensor, Tensor]:
-        sigma = torch.exp(-float64(logsnr))
-        return torch.ones_like(sigma), sigma
-
-    def f(self, t: Time) -> Tensor:
-        return torch.zeros_like(float64(t))
 
     def g(self, t: Time) -> Tensor:
         return self.sigma_max * (2 * float64(t)).sqrt()
