@@ -90,9 +90,11 @@ def save_model(
 
 
 def load_model(
-    path_or_name: str | Path, *, network: nn.Module | None = None, device: str | torch.device = "cpu", ema: bool = True
+    path_or_name: str | Path | Any, *, network: nn.Module | None = None, device: str | torch.device = "cpu", ema: bool = True
 ) -> Denoiser:
     """The denoiser in a model folder, in a run's folder (its model/), or a bundled one ("digits").
+
+    Also that of a diffusers pipeline, live or in a folder: see `unstir.interop.diffusers.load_pipeline`.
 
     network: an instance of your own class, for folders whose network is none of the known packages'.
     ema: the averaged weights, if the folder has them.
@@ -101,6 +103,10 @@ def load_model(
     Raises ValueError, in one line, naming the file and the cause: a missing or corrupt file, a
     pickle, weights of another network, an unknown format, class or process.
     """
+    if not isinstance(path_or_name, str | Path) or (Path(path_or_name) / "model_index.json").is_file():
+        from .diffusers import load_pipeline  # diffusers is imported only for its own
+
+        return load_pipeline(path_or_name, device=device if isinstance(path_or_name, str | Path) else None)
     folder = _find(path_or_name)
     config_file = folder / "config.json"
     config = read_json(config_file)

@@ -140,14 +140,14 @@ def _run(
             if type(data) is Steered:
                 carry, base, data = data.carry, _checked(data.base, x, half), _checked(data.data, x, half)
                 used, keep = carried(data, base, carry, row, _alpha_next(plan, row, x))
-                now = _line(row, x, used, previous)
-                state.history[number] = now if keep is used else _line(row, x, keep, previous)
+                now = line(row, x, used, previous)
+                state.history[number] = now if keep is used else line(row, x, keep, previous)
             else:
                 if type(data) is not Tensor or half is not None or data.shape != x.shape:
                     data = _checked(data, x, half)
-                now = state.history[number] = data if row.plain else _line(row, x, data, previous)
+                now = state.history[number] = data if row.plain else line(row, x, data, previous)
         shape = None if row.numeric or type(x) is not Tensor else x.shape
-        x = _advance(row, x, state.history, now, number)
+        x = advance(row, x, state.history, now, number)
         if shape is not None and x.shape != shape:
             raise ValueError(
                 f"row {number} changes the state's shape from {tuple(shape)} to {tuple(x.shape)}; its tensors do not fit it"
@@ -218,23 +218,23 @@ def _alpha_next(plan: Any, row: Any, x: Any) -> Any:
 
 
 # -- the three lines of a row, on tensors and on dicts of tensors ------------------------------------
-def _line(row: Any, x: Any, data: Any, previous: Any) -> Any:
+def line(row: Any, x: Any, data: Any, previous: Any) -> Any:
     """F_i = p X + q D + s F_{i−1}."""
     if isinstance(x, dict):
-        return {k: _line(row.leaf(k), x[k], data[k], None if previous is None else previous[k]) for k in x}
+        return {k: line(row.leaf(k), x[k], data[k], None if previous is None else previous[k]) for k in x}
     if type(row.s) is float and row.s == 0:
         return combine(((row.p, x), (row.q, data)))
     return combine(((row.p, x), (row.q, data), (row.s, previous)))
 
 
-def _advance(row: Any, x: Any, history: Mapping[int, Any], now: Any, number: int) -> Any:
+def advance(row: Any, x: Any, history: Mapping[int, Any], now: Any, number: int) -> Any:
     """a X + Σ b F + e; lag 0 is `now`, which may differ from what the history keeps (`carry`).
 
     A generated row without a call may find an F of its own that its generator put into the history.
     """
     if isinstance(x, dict):
         each = {k: {j: f[k] for j, f in history.items()} for k in x}
-        return {k: _advance(row.leaf(k), x[k], each[k], None if now is None else now[k], number) for k in x}
+        return {k: advance(row.leaf(k), x[k], each[k], None if now is None else now[k], number) for k in x}
     terms = [(row.a, x)]
     for lag, weight in row.lags:
         terms.append((weight, now if lag == 0 and now is not None else history[number - lag]))

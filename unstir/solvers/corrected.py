@@ -129,27 +129,29 @@ def _flow_adams(levels: Levels, order: int, corrector_on: bool, lower_final: boo
         raise ValueError(f"order={order} must be an integer from 1 to 6")
     s = [a + b for a, b in zip(levels.alpha, levels.sigma, strict=True)]
     u = [b / total for b, total in zip(levels.sigma, s, strict=True)]
+    down = [-a / total for a, total in zip(levels.alpha, s, strict=True)]  # u − 1, without rounding near u = 1
 
     def usable(i: int) -> int:
         return min(order, i + 1, levels.n - i if lower else order)
 
-    def weights_of(i: int, nodes: Sequence[float]) -> dict[int, float]:
-        """{place in nodes: s' ∫ ℓ du} over step i."""
-        return dict(enumerate((s[i + 1] * polynomial_integrals(nodes, u[i], u[i + 1])).tolist()))
+    def weights_of(i: int, nodes: Sequence[int]) -> dict[int, float]:
+        """{place in nodes: s' ∫ ℓ du} over step i, through the values at these nodes."""
+        v = u if u[i] < 0.5 else down
+        return dict(enumerate((s[i + 1] * polynomial_integrals([v[j] for j in nodes], v[i], v[i + 1])).tolist()))
 
     rows = [
         Row(
             t=levels.times[i],
             to=levels.times[i + 1],
             a=s[i + 1] / s[i],
-            b=weights_of(i, [u[i - j] for j in range(usable(i))]),
+            b=weights_of(i, range(i, i - usable(i), -1)),
             p=1 / levels.sigma[i],
             q=-s[i] / levels.sigma[i],
         )
         for i in range(levels.n)
     ]
     nodes = range(1, levels.n) if corrector_on else ()
-    return fold(rows, {i: weights_of(i - 1, [u[i], *(u[i - 1 - j] for j in range(usable(i - 1)))]) for i in nodes})
+    return fold(rows, {i: weights_of(i - 1, range(i, i - 1 - usable(i - 1), -1)) for i in nodes})
 
 
 def polynomial_integrals(nodes: Sequence[float], start: float, end: float) -> np.ndarray:
