@@ -82,7 +82,8 @@ def launch(
             "make the plan for the model's process, or use model.on(plan.process)"
         )
     state = begin(model, plan, x, shape, seed, index, anchor, dtype, device)
-    state.hooks = tuple(hooks) if isinstance(hooks, list | tuple) else (hooks,)
+    given = tuple(hooks) if isinstance(hooks, list | tuple) else (hooks,)
+    state.hooks = (*(hook for hook in getattr(model, "hooks", ()) if hook not in given), *given)
     return _run(model, plan, state, anchor, noise, cond, last_only), state
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._calls import Calls
@@ -97,7 +98,8 @@ class Context:
     @property
     def jump(self) -> bool:
         """Does this row go up in noise (restart, time travel)?"""
-        return bool(self.row.to > self.row.t)
+        to, t = (torch.as_tensor(time, dtype=torch.float64) for time in (self.row.to, self.row.t))
+        return bool((to > t).any())
 
     @property
     def history(self) -> Mapping[int, Any]:

@@ -50,7 +50,8 @@ def sample(
     seed, index: sample i of the batch uses the random stream (seed, index[i]), index = 0, 1, … by
         default, or a seed of its own if seed is a sequence. A sample therefore does not depend on
         the batch it is drawn in, nor on the device.
-    hooks: see `unstir.plan.hooks`.   anchor: y of an anchored process.
+    hooks: see `unstir.plan.hooks`; those that the model brings along (`model.hooks`) run first.
+    anchor: y of an anchored process.
     noise: {row: tensor} or row -> tensor, used instead of drawn noise.
     grad: keep the autograd graph.
     executor: "eager"; "compile" runs the network through torch.compile; "graph" captures the whole

@@ -7,7 +7,7 @@ data prediction. Linear rules are the same in D, ε̂ and v; the others say that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +21,19 @@ Schedule = float | Callable[[float], float]
 
 
 class Transform(nn.Module):
-    """A denoiser made from others: forward(x, t, **cond) = rule(x, t, ctx, cond). The first gives process and shape."""
+    """A denoiser made from others: forward(x, t, **cond) = rule(x, t, ctx, cond). The first gives process and shape.
 
-    def __init__(self, rule: Callable[..., Any], model: Any, *others: Any) -> None:
+    hooks: what has to run between its rows; the executor runs them, and those of the inner models, by itself.
+    """
+
+    def __init__(self, rule: Callable[..., Any], model: Any, *others: Any, hooks: Sequence[Any] = ()) -> None:
         super().__init__()
         self.rule = rule
         self.parts = nn.ModuleList([m for m in (model, *others) if isinstance(m, nn.Module)])
         self.process, self.shape = getattr(model, "process", None), getattr(model, "shape", None)
         self.meta = getattr(model, "meta", {})
+        self.sees_anchor = getattr(model, "sees_anchor", False)
+        self.hooks = (*(hook for m in (model, *others) for hook in getattr(m, "hooks", ())), *hooks)
 
     def forward(self, x: Tensor, t: Tensor | float, ctx: Context | None = None, **cond: Any) -> Any:
         """The transformed prediction: a tensor, or `Steered` where something of the original is kept."""
