@@ -111,7 +111,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {_one_line(error)}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}; an object was expected")

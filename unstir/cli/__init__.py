@@ -19,6 +19,7 @@ COMMANDS = {
     "sample": "draw samples from a trained model",
     "plan": "list the solvers, or print the table of one",
     "eval": "measure a model: Fréchet distance, MMD, energy distance, solver error",
+    "tune": "learn sampling plans for one model and a few budgets of calls",
     "systems": "list the published systems built from these parts",
     "reproduce": "run one system and check its paper's claim in miniature",
 }

@@ -56,7 +56,7 @@ def run(options: Options) -> int:
         return 0
     given = parse.grid(options.grid)
     explicit = isinstance(given["grid"], list)
-    entry = solvers.find(options.name)
+    entry = solvers.find(solvers.split_name(options.name)[0])
     plan = solvers.plan(
         options.name,
         PROCESSES[options.process](),
@@ -105,11 +105,15 @@ def picture(plan: Plan, kind: str = "svg") -> bytes:
     from ..evaluate import plan_plot
 
     lags = sorted({lag for row in plan.rows for lag in row.b})
-    letters = [k for k in LETTERS if k not in DEFAULTS or any(getattr(row, k) != DEFAULTS[k] for row in plan.rows)]
+    letters = [k for k in LETTERS if k not in DEFAULTS or any(not _is(getattr(row, k), DEFAULTS[k]) for row in plan.rows)]
     columns = [k for k in letters if k != "c"] + [f"b{lag}" for lag in lags] + ["c"]
     numbers = [[_entry(row, c) for c in columns] for row in plan.rows]
-    lam = [float(plan.process.logsnr(row.t)) for row in plan.rows]
+    lam = [float(plan.process.logsnr(row.t).float().mean()) for row in plan.rows]  # of per-sample times, the middle
     return plan_plot(lam, numbers, columns, title=f"{plan.name}, {len(plan)} calls", format=kind)
+
+
+def _is(value: Any, default: float) -> bool:
+    return not isinstance(value, Tensor) and value == default
 
 
 def _entry(row: Row, column: str) -> float | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .inner import Steered, call
 
 
 class Chunked(nn.Module):
@@ -21,18 +24,27 @@ class Chunked(nn.Module):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"size={size!r} must be an integer of at least 1, the samples of one call")
         self.model, self.size = model, size
-        self.process, self.shape = model.process, getattr(model, "shape", None)
+        self.process, self.shape = getattr(model, "process", None), getattr(model, "shape", None)
+        self.hooks = getattr(model, "hooks", ())
 
-    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
-        """D(x, t), piece by piece."""
+    def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Any:
+        """D(x, t), piece by piece; every piece has its own memory of the run."""
         batch = len(x)
 
         def piece(value: Any, part: slice) -> Any:
             whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
             return value[part] if whole else value
 
-        parts = [slice(i, i + self.size) for i in range(0, batch, self.size)]
-        return torch.cat([self.model(x[p], piece(t, p), **{k: piece(v, p) for k, v in cond.items()}) for p in parts])
+        outs = []
+        for i in range(0, batch, self.size):
+            part = slice(i, i + self.size)
+            here = ctx
+            if ctx is not None:
+                here = replace(ctx, run=replace(ctx.run, memory=ctx.run.memory.setdefault((self, i), {})))
+            outs.append(call(self.model, x[part], piece(t, part), here, {k: piece(v, part) for k, v in cond.items()}))
+        if type(outs[0]) is Steered:
+            return Steered(torch.cat([o.data for o in outs]), torch.cat([o.base for o in outs]), outs[0].carry)
+        return torch.cat(outs)
 
 
 def chunked(model: Any, size: int) -> Chunked:

@@ -84,6 +84,7 @@ class Denoiser(nn.Module):
         self.sees_anchor = sees_anchor
         self.shape = tuple(shape) if shape is not None else None  # of one sample, without the batch
         self.meta: dict[str, Any] = dict(meta or {})
+        self._wants_ctx = accepts(network, "ctx")
         self._decoders: dict[Any, Decoder] = {}
         self.plans: dict[int, Any] = {}  # NFE -> plan shipped with the model
 
@@ -122,7 +123,7 @@ class Denoiser(nn.Module):
         if isinstance(t, Tensor) and t.ndim > 0:
             m, n, time, scale = self.decoder(t.to(x.device))
             return Decoder(expand(m, x), expand(n, x), time.to(x.dtype), None if scale is None else expand(scale, x))
-        key = (float(t), x.dtype, x.device, x.shape[0])
+        key = (float(t), x.dtype, x.device, x.shape[0], torch.is_inference_mode_enabled())
         known = self._decoders.get(key)
         if known is None:
             m, n, time, scale = self.decoder(float64(key[0]))
@@ -140,8 +141,10 @@ class Denoiser(nn.Module):
         data = combine(((m, x), (n, raw)))
         return (data if self.clip is None else data.clamp(*self.clip)), extras
 
-    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
-        """The data prediction D(x, t), of x's shape and dtype."""
+    def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Tensor:
+        """The data prediction D(x, t), of x's shape and dtype. The row context goes to a network that asks for it."""
+        if ctx is not None and self._wants_ctx:
+            cond["ctx"] = ctx
         return self.outputs(x, t, **cond)[0]
 
     def on(self, process: Process) -> ConvertedDenoiser:
@@ -164,9 +167,11 @@ class ConvertedDenoiser(nn.Module):
         if model.process.anchored or process.anchored:
             raise ValueError("only processes without an anchor can be exchanged")
         self.model, self.process = model, process
-        self.shape = getattr(model, "shape", None)
+        self.shape, self.hooks = getattr(model, "shape", None), getattr(model, "hooks", ())
 
-    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Any:
+        from .inner import call  # which builds on this module
+
         source = self.model.process
         t = float64(t).to(x.device)
         s = source.time(self.process.logsnr(t))
@@ -179,7 +184,7 @@ class ConvertedDenoiser(nn.Module):
         # x/α' · α, by way of σ where α' vanishes: α/α' = (σ/σ') at equal λ.
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         ratio = torch.where(alpha > sigma, source.alpha(s) / alpha, source.sigma(s) / sigma)
-        return self.model(expand(ratio, x) * x, s, **cond)
+        return call(self.model, expand(ratio, x) * x, s, ctx, cond)
 
 
 def split_output(out: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -114,7 +114,8 @@ def _run(
     anchored = process is not None and process.anchored
     if anchored and getattr(model, "sees_anchor", False):
         cond = {**cond, "anchor": anchor}
-    wants_ctx = accepts(model, "ctx")
+    # A plain denoiser hands the context on to a network that asks for it.
+    wants_ctx = accepts(model, "ctx") and getattr(model, "_wants_ctx", True)
     half = state.half
     rows: Any = plan.rows if static else plan.generate(state)
     final = offset + len(rows) - 1 if static else None  # the last row, where it is known

@@ -14,27 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._calls import Calls
 from ..denoiser.denoiser import combine
-
-
-class Steered(NamedTuple):
-    """A transformed data prediction and what of the original the row keeps (inverse-toolbox, E5).
-
-    carry="data": only the row's own combination; the noise estimate is recomputed from the new
-    data (shift B_i(D' − D)). carry="noise": the noise estimate of `base` is kept (shift
-    α_{i+1}(D' − D)). carry="velocity": the velocity is kept (shift D' − D).
-    """
-
-    data: Tensor
-    base: Tensor
-    carry: str = "data"
-
+from ..denoiser.inner import Steered  # noqa: F401  (what a transform may return)
 
 CARRIES = ("data", "noise", "velocity")
 

@@ -21,6 +21,11 @@ class JointPlan:
     def __init__(self, plans: Mapping[str, Plan]) -> None:
         if not plans:
             raise ValueError("plans is empty; give at least one leaf")
+        for name, plan in plans.items():
+            if not isinstance(plan, Plan):
+                raise TypeError(f"plans[{name!r}] is {type(plan).__name__}; every leaf needs an unstir.Plan")
+            if plan.offset:
+                raise ValueError(f"plans[{name!r}] is the tail of a split plan; split is for plans of a single state")
         shapes = {name: [row.evaluate for row in plan.rows] for name, plan in plans.items()}
         first = next(iter(shapes.values()))
         if any(shape != first for shape in shapes.values()):

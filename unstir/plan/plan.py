@@ -151,8 +151,9 @@ class Plan:
         if not self.rows[row - 1].boundary:
             raise ValueError(f"row={row} begins at an inner stage; split where the previous row has boundary=True")
         cut = self.offset + row
-        tail = self._with(self.rows[row:], offset=cut)
-        return self._with(self.rows[:row], keep=frozenset(tail.needs())), tail
+        # A piece is no longer what its recipe says, so it keeps none.
+        tail = self._with(self.rows[row:], offset=cut, options={})
+        return self._with(self.rows[:row], keep=frozenset(tail.needs()), options={}), tail
 
     def tail(self, start: float) -> Plan:
         """The same solver compiled on the part of the grid at and below time `start`, without history.

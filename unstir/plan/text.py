@@ -141,7 +141,7 @@ def from_dict(data: Any, where: str = "plan") -> Plan:
         process = from_spec(data["process"])
         known = {key: data[key] for key in ("name", "options", "order", "offset")}
         plan = Plan(rows, process, keep=frozenset(data["keep"]), **known)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None
     if data.get("fingerprint") != fingerprint(plan):
         raise ValueError(f"{where} was altered: its fingerprint does not match its numbers")

@@ -142,6 +142,8 @@ def _run(plan: Plan, gain: Any, offset: Any, x_mean: float, x_std: float | None)
         raise ValueError(
             f"the plan reads the history of row {plan.needs()[0]}, before its first; ask the whole plan, not a split tail"
         )
+    if not all(row.numeric for row in plan.rows):
+        raise ValueError("the plan has tensor entries; exact statistics need a table of numbers")
     for i, row in enumerate(plan.rows):
         if row.evaluate:
             data = x * _at(gain, row.t) + Symbol({("1", 0): _at(offset, row.t)})

@@ -176,7 +176,7 @@ class Process:
         if bool((self.logsnr(s) < self.logsnr(t)).any()):
             raise ValueError(f"posterior(s, t) needs s cleaner than t; got s={s}, t={t}")
         ratio = torch.where(sigma_t > 0, sigma_s / sigma_t.clamp_min(1e-300), 1.0)
-        kappa = ratio * alpha_t / alpha_s
+        kappa = ratio * torch.where(alpha_s > 0, alpha_t / alpha_s.clamp_min(1e-300), 1.0)
         a = kappa * ratio
         return a, alpha_s - a * alpha_t, sigma_s * (1 - kappa**2).clamp_min(0).sqrt()
 

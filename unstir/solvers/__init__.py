@@ -106,6 +106,7 @@ __all__ = [
     "rho_rk",
     "sa_solver",
     "sde",
+    "split_name",
     "stability_interval",
     "stability_region",
     "two_step",

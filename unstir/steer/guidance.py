@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser.denoiser import accepts
-from ..plan.hooks import Context, Steered
+from ..denoiser.inner import Steered, evaluate
+from ..plan.hooks import Context
 from ..process.base import expand, float64
 
 Schedule = float | Callable[[float], float]
@@ -38,12 +38,6 @@ class Transform(nn.Module):
     def forward(self, x: Tensor, t: Tensor | float, ctx: Context | None = None, **cond: Any) -> Any:
         """The transformed prediction: a tensor, or `Steered` where something of the original is kept."""
         return self.rule(x, t, ctx, cond)
-
-
-def evaluate(model: Any, x: Tensor, t: Tensor | float, ctx: Context | None, cond: Mapping[str, Any]) -> Tensor:
-    """D of an inner model, which gets the row context if it asks for it."""
-    out = model(x, t, ctx=ctx, **cond) if ctx is not None and accepts(model, "ctx") else model(x, t, **cond)
-    return out.data if type(out) is Steered else out
 
 
 def _needs_process(model: Any, what: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..denoiser.inner import call, evaluate
 from ..process import Process, Table
 from ..process.base import expand, float64
 
@@ -87,9 +88,9 @@ class TimeShift(nn.Module):
         self.model, self.process, self.shape = model, model.process, getattr(model, "shape", None)
         self.window, self.cutoff, self.x0_var, self.read, self.levels = window, cutoff, x0_var, read, levels
 
-    def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Any:
         if self.window == 0 or (ctx is not None and ctx.first):
-            return self.model(x, t, **cond)
+            return call(self.model, x, t, ctx, cond)
         if x[0].numel() < 64:
             warnings.warn(
                 f"a sample has {x[0].numel()} values: its variance is known to ±{(2 / x[0].numel()) ** 0.5:.0%} only",
@@ -98,9 +99,9 @@ class TimeShift(nn.Module):
         here = float64(t).to(x.device).expand(x.shape[0])
         active = here * self.levels - 1 > self.cutoff
         if not bool(active.any()):
-            return self.model(x, t, **cond)
+            return call(self.model, x, t, ctx, cond)
         tau = torch.where(active, matched_time(x, here, self.process, self.window, self.x0_var), here)
-        data = self.model(x, tau, **cond)
+        data = evaluate(self.model, x, tau, ctx, cond)
         if self.read == "data":
             return data
         # ε̂ = (x − α_τ D)/σ_τ, read at t:  D' = (x − σ_t ε̂)/α_t = x (1 − r)/α_t + D r α_τ/α_t with r = σ_t/σ_τ.

@@ -48,6 +48,12 @@ def restore(path: Path, network: nn.Module, average: nn.Module, optimizer: torch
     moments = read_tensors(path / "optimizer.safetensors")
     for name, parameter in network.named_parameters():
         mine = {k.removeprefix(f"{name}|"): v for k, v in moments.items() if k.startswith(f"{name}|")}
+        wrong = [k for k, v in mine.items() if v.ndim and v.shape != parameter.shape]
+        # A run may so far have skipped every step as non-finite; then there are no moments at all.
+        expected = bool(moments) or (state["images"] > 0 and state["skipped"] == 0)
+        if wrong or (expected and parameter.requires_grad and not mine):
+            what = f"{name}|{wrong[0]} of another shape" if wrong else f"no moments of {name}"
+            raise ValueError(f"{path / 'optimizer.safetensors'} has {what}; it belongs to another run")
         if mine:
             # `step` is a scalar that torch keeps on the CPU or beside the weights, as the first step put it.
             optimizer.state[parameter] = {
@@ -61,6 +67,11 @@ def read_state(path: Path) -> dict[str, Any]:
     state = read_json(path / "state.json")
     if state.get("version") != VERSION:
         raise ValueError(f"{path / 'state.json'} has version {state.get('version')!r}; this unstir reads {VERSION}")
+    for key in ("images", "skipped", "in_a_row"):
+        if type(state.get(key)) is not int or state[key] < 0:
+            raise ValueError(f"{path / 'state.json'}: {key} is {state.get(key)!r}; a number of at least 0 was expected")
+    if not isinstance(state.get("identity"), dict):
+        raise ValueError(f"{path / 'state.json'}: identity is no object; the file is damaged")
     return state
 
 

@@ -50,12 +50,14 @@ def flow() -> Weight:
 
 def min_snr(gamma: float = 5.0) -> Weight:
     """min(SNR, γ) (Efficient Diffusion Training via Min-SNR Weighting Strategy, 2023)."""
-    return lambda lam: snr(lam).clamp_max(_positive("gamma", gamma))
+    gamma = _positive("gamma", gamma)
+    return lambda lam: snr(lam).clamp_max(gamma)
 
 
 def soft_min_snr(gamma: float = 5.0) -> Weight:
     """SNR γ/(SNR + γ) (Scalable High-Resolution Pixel-Space Image Synthesis with Hourglass Diffusion Transformers, 2024)."""
-    return lambda lam: snr(lam) * _positive("gamma", gamma) / (snr(lam) + gamma)
+    gamma = _positive("gamma", gamma)
+    return lambda lam: snr(lam) * gamma / (snr(lam) + gamma)
 
 
 def max_snr() -> Weight:
@@ -65,12 +67,14 @@ def max_snr() -> Weight:
 
 def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
     """SNR/(k + SNR)^γ (Perception Prioritized Training of Diffusion Models, 2022)."""
-    return lambda lam: snr(lam) / (_positive("k", k) + snr(lam)) ** gamma
+    k = _positive("k", k)
+    return lambda lam: snr(lam) / (k + snr(lam)) ** gamma
 
 
 def edm(sigma_data: float = 0.5) -> Weight:
     """(σ̂² + σ_d²)/(σ̂ σ_d)² = SNR + 1/σ_d² (Elucidating the Design Space of Diffusion-Based Generative Models, 2022)."""
-    return lambda lam: snr(lam) + _positive("sigma_data", sigma_data) ** -2
+    sigma_data = _positive("sigma_data", sigma_data)
+    return lambda lam: snr(lam) + sigma_data**-2
 
 
 def sigmoid(b: float = 2.0) -> Weight:
