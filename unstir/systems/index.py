@@ -70,6 +70,12 @@ _ROWS: tuple[System, ...] = (
         "Alleviating Exposure Bias in Diffusion Models through Sampling with Shifted Time Steps, 2024",
         "tells the network the noise level a drifted state really has",
     ),
+    System(
+        "tune",
+        "Learned plans",
+        "our own: unstir.tune.learn, 2026",
+        "fits the table itself to one model: 5 calls do 10 calls' work",
+    ),
 )
 
 SYSTEMS: dict[str, System] = {system.id: system for system in _ROWS}
