@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,7 +51,7 @@ class State:
     def check(self) -> None:
         """Raise `NonFiniteError` naming the first row whose state was not finite (one wait for the device)."""
         if self.marks:
-            sums = torch.stack([mark.detach() for _, _, mark in self.marks])
+            sums = torch.stack([mark for _, _, mark in self.marks])
             bad = ~torch.isfinite(sums)
             # A sum of finite numbers may overflow; where nothing is NaN, the end state decides.
             if bool(bad.any()) and (bool(sums.isnan().any()) or not _finite(self.x)):
@@ -185,5 +186,6 @@ def check_leaf(leaf: Any) -> None:
         raise TypeError(f"x has dtype {leaf.dtype}; the state must be floating point (x.float())")
     if leaf.ndim < 1 or leaf.numel() == 0:
         raise ValueError(f"x has shape {tuple(leaf.shape)}; the state must be (batch, …), all sizes at least 1")
-    if not bool(torch.isfinite(leaf.sum(dtype=torch.float64))):
+    # The sum is cheap; where it is not finite it may only have overflowed.
+    if not math.isfinite(float(leaf.detach().sum())) and not bool(torch.isfinite(leaf).all()):
         raise ValueError("x contains NaN or infinite values")
