@@ -83,6 +83,11 @@ def launch(
         )
     state = begin(model, plan, x, shape, seed, index, anchor, dtype, device)
     given = tuple(hooks) if isinstance(hooks, list | tuple) else (hooks,)
+    for hook in given:
+        if not callable(hook) and not any(hasattr(hook, place) for place in ("start", "on_mean", "on_row", "index")):
+            raise TypeError(
+                f"hooks has {hook!r}, which listens nowhere; give a function (ctx, x) or an object with on_mean or on_row"
+            )
     state.hooks = (*(hook for hook in getattr(model, "hooks", ()) if hook not in given), *given)
     return _run(model, plan, state, anchor, noise, cond, last_only), state
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +96,7 @@ def choose(model: Any, plan: Any, nfe: int | None) -> Any:
         return plan
     from ..solvers import plan as make
 
-    nfe = 20 if nfe is None else nfe
+    nfe = 20 if nfe is None else int(nfe) if isinstance(nfe, np.integer) else nfe
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise ValueError(f"nfe={nfe!r} must be an integer of at least 1, the number of network calls")
     shipped = getattr(model, "plans", {})

@@ -114,6 +114,8 @@ def begin(
     anchored = process is not None and process.anchored
     if anchored and anchor is None:
         raise ValueError(f"the plan's process {process!r} is anchored: pass anchor=, a tensor of the state's shape")
+    if isinstance(x, Tensor) and isinstance(shape, tuple | list) and tuple(shape) != tuple(x.shape):
+        raise ValueError(f"shape={tuple(shape)} contradicts x, which has {tuple(x.shape)}; give one of them")
     if x is not None:
         batch = _check_state(x, plan)
         x = process.centre(x, plan.start, anchor) if anchored else x  # type: ignore[union-attr]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..plan.plan import Plan
 from ..process import Process
 from . import catalogue  # noqa: F401  (fills the register)
@@ -55,6 +57,7 @@ def plan(
             raise ValueError("give nfe=, the number of network calls (or grid= with the nodes themselves)")
         nodes = [float(t) for t in grid]
         return compile_plan(entry.name, process, nodes, **options)
+    nfe = int(nfe) if isinstance(nfe, np.integer) else nfe
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise ValueError(f"nfe={nfe!r} must be an integer of at least 1, the number of network calls")
     stages = entry.stages(nfe, float(process.alpha(start)) == 0, float(process.sigma(end)) == 0)

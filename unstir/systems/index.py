@@ -73,8 +73,8 @@ _ROWS: tuple[System, ...] = (
     System(
         "tune",
         "Learned plans",
-        "our own: unstir.tune.learn, 2026",
-        "fits the table itself to one model: 5 calls do 10 calls' work",
+        "Learned plans, 2026",
+        "our own: the table itself is fitted to one model and budget",
     ),
 )
 

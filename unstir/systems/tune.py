@@ -1,4 +1,4 @@
-"""Learned plans: five evaluations that do the work of ten. Our own row; no paper in the list has it.
+"""Learned plans (2026): a sampler's table fitted to one model and one budget. Our own row; no paper in the list has it.
 
 For owners of one trained model and a small budget of calls. A sampler is a table of numbers, so the table can be fitted:
 node times, the noise levels that the network is told, and the weights of past predictions are moved by Gauss–Newton until
