@@ -13,13 +13,12 @@ from torch import Tensor
 from .. import process, solvers
 from .._files import atomic_file
 from ..plan import Plan, Row
+from ..plan.text import used_letters
 from . import parse, show
 
 PROCESSES = {"vp": process.VP, "cosine": process.Cosine, "subvp": process.SubVP, "ve": process.VE, "edm": process.EDM}
 PROCESSES["flow"] = process.Flow
-LETTERS = ("p", "q", "s", "e", "a", "c")
 PEERS = ("a1111", "comfyui", "k-diffusion", "diffusers")  # the shortest names first
-DEFAULTS = {"p": 0.0, "q": 1.0, "s": 0.0, "e": 0.0}
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,10 @@ def picture(plan: Plan, kind: str = "svg") -> bytes:
     from ..evaluate import plan_plot
 
     lags = sorted({lag for row in plan.rows for lag in row.b})
-    letters = [k for k in LETTERS if k not in DEFAULTS or any(not _is(getattr(row, k), DEFAULTS[k]) for row in plan.rows)]
-    columns = [k for k in letters if k != "c"] + [f"b{lag}" for lag in lags] + ["c"]
+    columns = [*used_letters(plan), "a", *(f"b{lag}" for lag in lags), "c"]
     numbers = [[_entry(row, c) for c in columns] for row in plan.rows]
     lam = [float(plan.process.logsnr(row.t).float().mean()) for row in plan.rows]  # of per-sample times, the middle
     return plan_plot(lam, numbers, columns, title=f"{plan.name}, {len(plan)} calls", format=kind)
-
-
-def _is(value: Any, default: float) -> bool:
-    return not isinstance(value, Tensor) and value == default
 
 
 def _entry(row: Row, column: str) -> float | None:

@@ -161,16 +161,14 @@ class Plan:
         `start` itself becomes the first node: what image-to-image (`strength`), restoration that
         starts from a stirred picture, and resuming with another model need.
         """
-        from ..solvers import compile_plan  # a plan knows its recipe, the solvers room carries it out
+        from ..solvers.registry import compile_plan  # a plan knows its recipe, the solvers room carries it out
+        from ..solvers.transforms import recipe
 
-        recipe = dict(self.options)
-        if "solver" not in recipe or "nodes" not in recipe:
-            raise ValueError("this plan was not made by unstir.plan, so it cannot be compiled again; use split")
-        nodes = [float(u) for u in recipe["nodes"]]
+        solver, nodes, options = recipe(self)
         below = [u for u in nodes if u < start * (1 - 1e-12)]
         if not below or start > nodes[0] * (1 + 1e-12):
             raise ValueError(f"start={start} must lie above the last node and at or below {nodes[0]}")
-        return compile_plan(recipe["solver"], self.process, [start, *below], **recipe.get("solver_options", {}))
+        return compile_plan(solver, self.process, [start, *below], **options)
 
     def _with(self, rows: Sequence[Row], **changes: Any) -> Plan:
         same = {"name": self.name, "options": self.options, "order": self.order, "offset": self.offset, "keep": self.keep}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .._calls import counting
-from .._random import PRIOR, draw, sample_keys
+from .._random import draw, sample_keys
 from .execute import launch, steps
 from .hooks import Hook
 from .plan import Plan
-from .state import HALF, State, check_leaf, full_shape
+from .state import HALF, State, begin, check_leaf
 
 EXECUTORS = ("eager", "compile", "graph")
 
@@ -71,7 +71,7 @@ def sample(
             raise ValueError(
                 "executor='graph' runs without hooks, noise=, anchor=, grad, full and on_step; use 'eager' for those"
             )
-        start = x if x is not None else _start(model, plan, shape, seed, index, dtype, device)
+        start = x if x is not None else begin(model, plan, None, shape, seed, index, None, dtype, device).x
         return capture(model, plan, start, **cond)(start, seed=seed, index=index)
     if executor == "compile":
         model = compiled(model)
@@ -119,13 +119,6 @@ def compiled(model: Any) -> Any:
         twin.network = torch.compile(model.network, dynamic=False)
         model.__dict__["_compiled"] = twin  # not a submodule: the weights are shared, the state dict unchanged
     return model.__dict__["_compiled"]
-
-
-def _start(model: Any, plan: Any, shape: Any, seed: Any, index: Any, dtype: torch.dtype, device: Any) -> Tensor:
-    shape = full_shape(model, shape)
-    device = device or next((p.device for p in model.parameters()), "cpu")
-    z = draw(sample_keys(shape[0], seed, index), shape[1:], PRIOR, dtype, device)
-    return z * float(plan.process.sigma(plan.start))
 
 
 def capture(model: Any, plan: Plan, example: Tensor, **cond: Any) -> Callable[..., Tensor]:

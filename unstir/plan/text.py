@@ -23,7 +23,7 @@ _DEFAULTS = {"c": 0.0, "p": 0.0, "q": 1.0, "s": 0.0, "e": 0.0, "evaluate": True,
 def table(plan: Plan, width: int = 80) -> str:
     """The table in at most `width` columns; lags that do not fit are summed up in the last one."""
     lags = sorted({lag for row in plan.rows for lag in row.b})
-    extra = [k for k in ("p", "q", "s", "e") if any(not _is(getattr(row, k), _DEFAULTS[k]) for row in plan.rows)]
+    extra = used_letters(plan)
     # Row number, t, λ, a, c and the flags take 4 + 4·9 + 4 columns, the note on hidden lags 9.
     room = (width - 44 - 9) // 9
     extra = extra[: max(0, room - min(2, len(lags)))]
@@ -49,6 +49,11 @@ def table(plan: Plan, width: int = 80) -> str:
         else f"end {_number(plan.end):>8}"
     )
     return "\n".join(lines)
+
+
+def used_letters(plan: Plan) -> list[str]:
+    """Which of p, q, s and e the table needs: a column that is everywhere its default says nothing."""
+    return [k for k in ("p", "q", "s", "e") if any(not _is(getattr(row, k), _DEFAULTS[k]) for row in plan.rows)]
 
 
 def _flagged(plan: Plan) -> bool:

@@ -35,11 +35,12 @@ def _spaced(
     u = torch.as_tensor([ramp(i / (inner - 1)) for i in range(inner)], dtype=torch.float64)
     a, b = to(torch.tensor(first, dtype=torch.float64)), to(torch.tensor(last, dtype=torch.float64))
     nodes = back(a + u * (b - a)).tolist()
-    nodes[0] = start
-    if open_end:
-        return [*nodes, end]
-    nodes[-1] = end
-    return nodes
+    return _with_ends(nodes, start, end, open_end)
+
+
+def _with_ends(nodes: list[float], start: float, end: float, open_end: bool) -> list[float]:
+    """The first node is the start; the end is appended where the nodes stop short of it, else it is the last."""
+    return [start, *nodes[1:], end] if open_end else [start, *nodes[1:-1], end]
 
 
 def uniform(process: Process, n: int, start: float, end: float) -> list[float]:
@@ -104,11 +105,6 @@ def edm_vp(process: Process, n: int, start: float, end: float, beta_d: float = 1
     )  # fmt: skip
 
 
-def edm_ve(process: Process, n: int, start: float, end: float) -> list[float]:
-    """σ̂² geometric, which is `logsnr`: the VE grid in EDM's table 1."""
-    return logsnr(process, n, start, end)
-
-
 def edm_iddpm(
     process: Process, n: int, start: float, end: float, levels: int = 1000, c1: float = 0.001, c2: float = 0.008
 ) -> list[float]:
@@ -125,8 +121,7 @@ def edm_iddpm(
         raise ValueError(f"grid='edm-iddpm' has {len(kept)} levels in range; {n} steps do not fit")
     chosen = kept[np.linspace(0, len(kept) - 1, inner).round().astype(int)]
     nodes = process.time(-torch.as_tensor(chosen, dtype=torch.float64).log()).tolist()
-    nodes[0] = start
-    return [*nodes, end] if end < low else [*nodes[:-1], end]
+    return _with_ends(nodes, start, end, end < low)
 
 
 def beta(process: Process, n: int, start: float, end: float, a: float = 0.6, b: float = 0.6, of: str = "time") -> list[float]:
@@ -145,8 +140,7 @@ def beta(process: Process, n: int, start: float, end: float, a: float = 0.6, b: 
         nodes = process.time(-(bottom + (top - bottom) * quantiles).log()).tolist()
     else:
         raise ValueError(f"of={of!r} must be 'time' or 'sigma'")
-    nodes[0] = start
-    return [*nodes, end] if end < low else [*nodes[:-1], end]
+    return _with_ends(nodes, start, end, end < low)
 
 
 # σ̂ of Align Your Steps, 2024, for 10 steps; 0 is appended.
@@ -211,7 +205,7 @@ GRIDS: dict[str, Grid] = {
     "exponential": logsnr,
     "polyexponential": polyexponential,
     "edm-vp": edm_vp,
-    "edm-ve": edm_ve,
+    "edm-ve": logsnr,  # σ̂² geometric, the VE grid in EDM's table 1
     "edm-iddpm": edm_iddpm,
     "beta": beta,
     **{name: partial(align_your_steps, table=name) for name in AYS},

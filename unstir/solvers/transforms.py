@@ -136,5 +136,5 @@ def reversed_plan(plan: Plan, start: float | None = None) -> Plan:
 def recipe(plan: Plan) -> tuple[str, list[float], dict]:
     """(solver, nodes, options) that a plan was compiled from; ValueError for plans made otherwise."""
     if "nodes" not in plan.options:
-        raise ValueError(f"plan {plan.name!r} was not made by unstir.plan from a solver and a grid, which this transform needs")
+        raise ValueError(f"plan {plan.name!r} was not made by unstir.plan from a solver, so it cannot be compiled again")
     return plan.options["solver"], [float(t) for t in plan.options["nodes"]], dict(plan.options.get("solver_options", {}))
