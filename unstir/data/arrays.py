@@ -31,10 +31,51 @@ def from_file(path: Path, *, layout: str, size: int | None, channels: int | None
     else:
         values = found
     if isinstance(labels, str | Path) and labels not in ("auto", "none"):
-        loaded = _open(Path(labels))
-        labels = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
+        labels = open_array(Path(labels))
     elif isinstance(labels, str) and labels == "auto":
         labels = found_labels
+    return from_array(values, layout=layout, size=size, channels=channels, labels=labels, name=str(path))
+
+
+def open_array(path: Path) -> np.ndarray:
+    """The array of an .npy, or the first of an .npz."""
+    loaded = _open(path)
+    return next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
+
+
+class _Chunked:
+    """A zarr array with NumPy's rules for rows."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.array.oindex[rows] if isinstance(rows, np.ndarray) else self.array[rows]
+
+
+def from_zarr(path: Path, *, layout: str, size: int | None, channels: int | None, labels: Any) -> Dataset:
+    """The data set in a zarr array, or in the arrays of a group named as those of an .npz; chunks are read when wanted."""
+    try:
+        import zarr
+    except ImportError:
+        raise ImportError('reading .zarr needs the library zarr: pip install "unstir[data]"') from None
+    try:
+        found: Any = zarr.open(str(path), mode="r")
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as zarr: {' '.join(str(error).split())}") from None
+    names = [] if hasattr(found, "shape") else list(found.array_keys())
+    key = next((k for k in VALUES if k in names), None)
+    if key is None and not hasattr(found, "shape"):
+        raise ValueError(f"{path} has the arrays {', '.join(names) or '(none)'}; name the data one of {', '.join(VALUES)}")
+    own = next((k for k in LABELS if k in names and k != key), None)
+    if isinstance(labels, str | Path) and labels not in ("auto", "none"):
+        labels = open_array(Path(labels))
+    elif isinstance(labels, str) and labels == "auto" and own is not None:
+        labels = np.asarray(found[own])
+    values: Any = _Chunked(found if key is None else found[key])
     return from_array(values, layout=layout, size=size, channels=channels, labels=labels, name=str(path))
 
 

@@ -18,6 +18,7 @@ class Dataset:
 
     read: rows -> float32 (B, *shape); it may decode files, or look into memory.
     labels: (N,) integers in [0, K), or None;  classes: the K names.
+    captions: a text for every sample, or None.
     range: (low, high) of the values: (−1, 1) for pictures, the measured one for raw numbers.
     skipped: (file, reason) of every input that could not be used.
     """
@@ -30,6 +31,7 @@ class Dataset:
         *,
         labels: Tensor | None = None,
         classes: Sequence[str] = (),
+        captions: Sequence[str] | None = None,
         range: tuple[float, float] = (-1.0, 1.0),
         name: str = "data",
         skipped: Sequence[tuple[str, str]] = (),
@@ -40,7 +42,10 @@ class Dataset:
             raise ValueError(f"labels has shape {tuple(labels.shape)} for {count} samples; give one integer per sample")
         if labels is not None and not bool(((labels >= 0) & (labels < len(classes))).all()):
             raise ValueError(f"labels must lie in 0 … {len(classes) - 1}, one per class; got up to {int(labels.max())}")
+        if captions is not None and len(captions) != count:
+            raise ValueError(f"captions has {len(captions)} texts for {count} samples; give one per sample")
         self._read, self._count = read, count
+        self.captions = None if captions is None else tuple(captions)
         self.shape, self.labels, self.classes = tuple(shape), labels, tuple(classes) if labels is not None else ()
         self.range, self.name, self.skipped = range, name, tuple(skipped)
 
@@ -70,6 +75,7 @@ class Dataset:
             self.shape,
             labels=None if self.labels is None else self.labels[rows],
             classes=self.classes,
+            captions=None if self.captions is None else [self.captions[i] for i in rows],
             range=self.range,
             name=name or self.name,
             skipped=self.skipped,
@@ -95,6 +101,8 @@ class Dataset:
         digest.update(self._read(self._spaced(64)).numpy().tobytes())
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
+        if self.captions is not None:
+            digest.update("\0".join(self.captions).encode())
         return digest.hexdigest()[:16]
 
     def describe(self) -> str:
@@ -103,6 +111,8 @@ class Dataset:
         parts = [f"{len(self)} × {self.shape}", f"values in [{low:g}, {high:g}]"]
         if self.classes:
             parts.insert(1, f"{len(self.classes)} classes")
+        if self.captions is not None:
+            parts.append(f"{sum(map(bool, self.captions))} captions")
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped (first: {self.skipped[0][0]}: {self.skipped[0][1]})")
         return f"{self.name}: " + ", ".join(parts)

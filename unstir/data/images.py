@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import Dataset, encode_labels
+from .dataset import Dataset, Reader, encode_labels
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-IN_MEMORY = 1 << 30  # bytes
+IN_MEMORY = 1 << 25  # bytes; more is decoded when wanted, so that memory does not grow with the folder
+
+
+class Picture(NamedTuple):
+    """A picture that has not been read: what to call it, and how to open it (a PIL image)."""
+
+    name: str
+    open: Callable[[], Any]
+
+
+class Pictures(NamedTuple):
+    """Pictures that can be read, as a `Dataset` wants them; `kept`: the numbers of those that could be decoded."""
+
+    read: Reader
+    kept: list[int]
+    shape: tuple[int, int, int]
+    skipped: list[tuple[str, str]]
 
 
 def from_folder(folder: Path, *, size: int | None, channels: int | None, labels: Any) -> Dataset:
@@ -23,37 +39,58 @@ def from_folder(folder: Path, *, size: int | None, channels: int | None, labels:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
     if not files:
         raise ValueError(f"source={str(folder)!r} holds no pictures; known endings: {', '.join(PICTURES)}")
-    _require_pillow()
+    require_pillow()
+    found = gather([_on_disk(file, folder) for file in files], size, channels, f"source={str(folder)!r}")
+    kept = [files[i] for i in found.kept]
+    target, classes = _labels(folder, kept, labels)
+    return Dataset(
+        found.read,
+        len(kept),
+        found.shape,
+        labels=target,
+        classes=classes,
+        captions=_captions(kept),
+        name=str(folder),
+        skipped=found.skipped,
+    )
+
+
+def gather(pictures: Sequence[Picture], size: int | None, channels: int | None, source: str) -> Pictures:
+    """Tries every picture once; kept as bytes if all fit into `IN_MEMORY`, else decoded when wanted.
+
+    Raises ValueError if none can be read, or if their sizes differ and no `size` was given.
+    """
     grey, skipped, usable = True, [], []
-    for file in files:
+    for i, picture in enumerate(pictures):
         try:
-            grey &= _is_grey(file)
-            usable.append(file)
+            with picture.open() as image:
+                grey &= _is_grey(image)
+            usable.append(i)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, … by format
-            skipped.append((str(file.relative_to(folder)), " ".join(str(error).split()) or type(error).__name__))
-    channels = channels or (1 if grey else 3)
+            skipped.append((picture.name, " ".join(str(error).split()) or type(error).__name__))
+    depth = channels or (1 if grey else 3)
     decoded: list[np.ndarray] = []
-    kept: list[Path] = []
+    kept: list[int] = []
     total = 0
     sizes: Counter[tuple[int, int]] = Counter()
-    for file in usable:
+    for i in usable:
         try:
-            pixels = decode(file, size, channels)
+            pixels = decode(pictures[i].open, size, depth)
         except Exception as error:
-            skipped.append((str(file.relative_to(folder)), " ".join(str(error).split()) or type(error).__name__))
+            skipped.append((pictures[i].name, " ".join(str(error).split()) or type(error).__name__))
             continue
-        kept.append(file)
+        kept.append(i)
         sizes[(pixels.shape[2], pixels.shape[1])] += 1
         total += pixels.nbytes
         if total <= IN_MEMORY:
             decoded.append(pixels)
+        else:
+            decoded.clear()
     if not kept:
-        raise ValueError(
-            f"source={str(folder)!r}: none of {len(files)} pictures can be read; the first: {skipped[0][0]}: {skipped[0][1]}"
-        )
+        raise ValueError(f"{source}: none of {len(pictures)} pictures can be read; the first: {skipped[0][0]}: {skipped[0][1]}")
     if len(sizes) > 1:
         common = ", ".join(f"{w}×{h} ({n})" for (w, h), n in sizes.most_common(3))
-        raise ValueError(f"source={str(folder)!r} holds pictures of {len(sizes)} sizes: {common}; give size=")
+        raise ValueError(f"{source} holds pictures of {len(sizes)} sizes: {common}; give size=")
     memory = torch.from_numpy(np.stack(decoded)) if total <= IN_MEMORY else None
     (width, height), _ = sizes.most_common(1)[0]
 
@@ -61,34 +98,46 @@ def from_folder(folder: Path, *, size: int | None, channels: int | None, labels:
         if memory is not None:
             pixels = memory[list(rows)]
         else:
-            pixels = torch.from_numpy(np.stack([decode(kept[i], size, channels) for i in rows]))
+            pixels = torch.from_numpy(np.stack([decode(pictures[kept[i]].open, size, depth) for i in rows]))
         return pixels.float() / 127.5 - 1
 
-    target, classes = _labels(folder, kept, labels)
-    return Dataset(
-        read, len(kept), (channels, height, width), labels=target, classes=classes, name=str(folder), skipped=skipped
-    )
+    return Pictures(read, kept, (depth, height, width), skipped)
 
 
-def _require_pillow() -> None:
+def _on_disk(file: Path, folder: Path) -> Picture:
+    def opened() -> Any:
+        from PIL import Image
+
+        return Image.open(file)
+
+    return Picture(str(file.relative_to(folder)), opened)
+
+
+def _captions(files: Sequence[Path]) -> tuple[str, ...] | None:
+    """The text beside every picture, a.txt of a.png; None if no picture has one. "" where one lacks it."""
+    beside = [file.with_suffix(".txt") for file in files]
+    if not any(text.is_file() for text in beside):
+        return None
+    return tuple(text.read_text("utf-8", "replace").strip() if text.is_file() else "" for text in beside)
+
+
+def require_pillow() -> None:
+    """ImportError that says what to install, unless Pillow is there."""
     try:
         import PIL  # noqa: F401
     except ImportError:
         raise ImportError('reading pictures needs Pillow: pip install "unstir[cli]"') from None
 
 
-def _is_grey(file: Path) -> bool:
-    from PIL import Image
-
-    with Image.open(file) as image:
-        return image.mode in ("1", "L", "LA") or image.mode.startswith("I") or image.mode == "F"
+def _is_grey(image: Any) -> bool:
+    return image.mode in ("1", "L", "LA") or image.mode.startswith("I") or image.mode == "F"
 
 
-def decode(file: Path, size: int | None, channels: int) -> np.ndarray:
+def decode(opened: Callable[[], Any], size: int | None, channels: int) -> np.ndarray:
     """One picture as uint8 (channels, height, width): upright, transparency on white, first frame of animations."""
     from PIL import Image, ImageOps
 
-    with Image.open(file) as image:
+    with opened() as image:
         image.load()  # a truncated file fails here
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":

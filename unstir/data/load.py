@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import from_array, from_file
+from .arrays import from_array, from_file, from_zarr
 from .dataset import Dataset
-from .images import from_folder
+from .images import PICTURES, from_folder
+from .rows import from_iterable, from_table, is_table
+from .tar import from_tars
 
 ARRAYS = (".npy", ".npz")
 SPLITS = ("train", "test", "all")
@@ -19,7 +22,7 @@ LAYOUTS = ("auto", "raw", "chw", "hwc")
 
 
 def load(
-    source: str | Path | np.ndarray | Tensor,
+    source: Any,
     *,
     size: int | None = None,
     channels: int | None = None,
@@ -27,8 +30,11 @@ def load(
     split: str = "all",
     layout: str = "auto",
 ) -> Dataset:
-    """The data set behind a bundled name ("digits"), a folder of pictures, an .npy/.npz file, or an array.
+    """The data set behind a bundled name, a path, an array, a table of the library `datasets`, or an iterable.
 
+    source: "digits"; a folder of pictures (captions in .txt files beside them), or of WebDataset shards (.tar); one shard;
+        an .npy, .npz or .zarr array; a NumPy array or tensor; a `datasets.Dataset` with a column of pictures; an iterable
+        of x, (x, label) or {"x": …, "label": …}, which is read to its end.
     size: pictures are cropped to a centred square and resized to size × size; needed when their sizes differ.
     channels: 1 (grey) or 3 (colour) for pictures; by default grey if all of them are.
     labels: "auto" takes what the source has: the bundled labels; the subfolders of a folder, or
@@ -56,10 +62,14 @@ def load(
         whole = from_array(np.asarray(source), layout=layout, **options)
     elif isinstance(source, str) and source in BUNDLED:
         whole = BUNDLED[source](**options)
-    elif not isinstance(source, str | Path):
-        raise TypeError(f"source is {type(source).__name__}; give a name, a path or an array")
-    else:
+    elif isinstance(source, str | Path):
         whole = _from_path(Path(source), str(source), layout, options)
+    elif is_table(source):
+        whole = from_table(source, **options)
+    elif isinstance(source, Iterable):
+        whole = from_iterable(source, layout=layout, **options)
+    else:
+        raise TypeError(f"source is {type(source).__name__}; give a name, a path, an array, a table or an iterable")
     if split == "all":
         return whole
     train, test = whole.split(max(1, round(len(whole) * 297 / 1797)))  # 1500 + 297 of the digits
@@ -67,12 +77,21 @@ def load(
 
 
 def _from_path(path: Path, given: str, layout: str, options: dict[str, Any]) -> Dataset:
+    if path.suffix.lower() == ".zarr" and path.is_dir():
+        return from_zarr(path, layout=layout, **options)
     if path.is_dir():
-        return from_folder(path, **options)
+        shards = sorted(path.glob("*.tar"))
+        loose = shards and any(p.suffix.lower() in PICTURES for p in path.rglob("*"))
+        if loose:
+            raise ValueError(f"source={given!r} holds both .tar shards and pictures; keep them in folders of their own")
+        return from_tars(shards, **options) if shards else from_folder(path, **options)
     if path.is_file():
+        if path.suffix.lower() == ".tar":
+            return from_tars([path], **options)
         if path.suffix.lower() not in ARRAYS:
             raise ValueError(
-                f"source={given!r} is a file of unknown kind {path.suffix!r}; give a folder of pictures, .npy or .npz"
+                f"source={given!r} is a file of unknown kind {path.suffix!r}; "
+                "give a folder of pictures, an .npy, .npz or .zarr array, or a .tar of pictures"
             )
         return from_file(path, layout=layout, **options)
     raise ValueError(f"source={given!r} is neither an existing path nor a bundled name; bundled: {', '.join(BUNDLED)}")
