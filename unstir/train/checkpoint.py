@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to go on, as safetensors and JSON, whole or not there.
 
-    checkpoints/<images>/   model.safetensors  ema.safetensors  optimizer.safetensors  state.json
+    checkpoints/<images>/   model.safetensors  ema.safetensors (ema-0.05.safetensors …)  optimizer.safetensors  state.json
+    averages/<images>-0.05.safetensors     snapshots of power-function averages, in half precision (`power_ema`)
 
 The learning rate, the data order and all noise are functions of the image counter, so the weights,
 their average and the optimiser's moments are all there is to save.
@@ -8,14 +9,17 @@ their average and the optimiser's moments are all there is to save.
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._files import atomic_folder, clean, read_json, read_tensors, write_json, write_tensors
+from .._files import clean, read_json, write_json
+from .parallel import World, read_into, shapes, write
 
 VERSION = 1
 
@@ -26,39 +30,79 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save(
-    folder: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    folder: Path,
+    network: nn.Module,
+    averages: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    best: int = 0,
+    world: World | None = None,
 ) -> Path:
-    """Writes the checkpoint of state["images"], then removes all but the last `keep`."""
+    """Writes the checkpoint of state["images"], then removes all but the last `keep` and the `best` of lowest state["score"].
+
+    Every process of a run calls it; whole tensors are written, whatever the processes hold.
+    """
+    world = world or World()
     path = folder / "checkpoints" / f"{state['images']:012d}"
-    with atomic_folder(path) as new:
-        write_tensors(new / "model.safetensors", network.state_dict())
-        write_tensors(new / "ema.safetensors", average.state_dict())
-        write_tensors(new / "optimizer.safetensors", _moments(network, optimizer))
-        write_json(new / "state.json", {"version": VERSION, **state})
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    with world.folder(path) as new:
+        write(new / "model.safetensors", network.state_dict(), world)
+        for name, average in averages.items():
+            write(new / f"{name}.safetensors", average.state_dict(), world)
+        write(new / "optimizer.safetensors", _moments(network, optimizer), world)
+        if world.first:
+            write_json(new / "state.json", {"version": VERSION, **state})
+    if world.first:
+        found = checkpoints(folder)
+        ranked = sorted(found, key=_score) if best else []
+        for old in set(found) - set(found[-keep:]) - set(ranked[:best]):
+            shutil.rmtree(old, ignore_errors=True)
+    world.wait()
     return path
 
 
-def restore(path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _score(path: Path) -> float:
+    score = read_state(path).get("score")
+    return math.inf if score is None else float(score)
+
+
+def snapshot(folder: Path, averages: Mapping[str, nn.Module], images: int, world: World) -> None:
+    """Stores the power-function averages of a run at this moment, in half precision."""
+    for name, average in averages.items():
+        if name != "ema":
+            half = {k: v.half() if v.is_floating_point() else v for k, v in average.state_dict().items()}
+            write(folder / "averages" / f"{images:012d}-{name.removeprefix('ema-')}.safetensors", half, world)
+
+
+def restore(
+    path: Path, network: nn.Module, averages: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     """Loads a checkpoint into its parts and returns its state. ValueError, in one line, if it does not fit."""
     state = read_state(path)
-    load_weights(network, read_tensors(path / "model.safetensors"), path / "model.safetensors")
-    load_weights(average, read_tensors(path / "ema.safetensors"), path / "ema.safetensors")
-    moments = read_tensors(path / "optimizer.safetensors")
+    _load(network, path / "model.safetensors")
+    for name, average in averages.items():
+        _load(average, path / f"{name}.safetensors")
+    file = path / "optimizer.safetensors"
+    moments = shapes(file)
     for name, parameter in network.named_parameters():
-        mine = {k.removeprefix(f"{name}|"): v for k, v in moments.items() if k.startswith(f"{name}|")}
-        wrong = [k for k, v in mine.items() if v.ndim and v.shape != parameter.shape]
+        mine = [k for k in moments if k.startswith(f"{name}|")]
+        wrong = [k for k in mine if moments[k] and moments[k] != tuple(parameter.shape)]
         # A run may so far have skipped every step as non-finite; then there are no moments at all.
         expected = bool(moments) or (state["images"] > 0 and state["skipped"] == 0)
         if wrong or (expected and parameter.requires_grad and not mine):
-            what = f"{name}|{wrong[0]} of another shape" if wrong else f"no moments of {name}"
-            raise ValueError(f"{path / 'optimizer.safetensors'} has {what}; it belongs to another run")
-        if mine:
+            what = f"{wrong[0]} of another shape" if wrong else f"no moments of {name}"
+            raise ValueError(f"{file} has {what}; it belongs to another run")
+        if not mine:
+            continue
+        slot: dict[str, Tensor] = {}
+
+        def put(key: str, tensor: Tensor, slot: dict[str, Tensor] = slot, parameter: Tensor = parameter) -> None:
             # `step` is a scalar that torch keeps on the CPU or beside the weights, as the first step put it.
-            optimizer.state[parameter] = {
-                k: v.to(parameter.device) if v.ndim or optimizer.defaults.get("fused") else v for k, v in mine.items()
-            }
+            there = tensor.ndim > 0 or optimizer.defaults.get("fused")
+            slot[key.rpartition("|")[2]] = tensor.to(parameter.device) if there else tensor
+
+        read_into(file, {k: parameter if moments[k] else torch.empty(()) for k in mine}, put)
+        optimizer.state[parameter] = slot
     return state
 
 
@@ -81,17 +125,28 @@ def tidy(folder: Path) -> None:
         clean(place)
 
 
-def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """network ← tensors, every name and shape checked; ValueError names the first that is wrong."""
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """network ← tensors of the file `path`, every name and shape checked; ValueError names the first that is wrong."""
+    _fit(network.state_dict(), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+    network.load_state_dict(tensors)
+
+
+def _load(network: nn.Module, path: Path) -> None:
+    """`load_weights` of a file whose tensors are read one at a time, into weights that may be cut in parts."""
     wanted = network.state_dict()
-    missing, extra = [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted]
+    _fit(wanted, shapes(path), path)
+    with torch.no_grad():
+        read_into(path, wanted, lambda name, tensor: wanted[name].copy_(tensor))
+
+
+def _fit(wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    missing, extra = [k for k in wanted if k not in found], [k for k in found if k not in wanted]
     if missing or extra:
         first = f"lacks {missing[0]!r}" if missing else f"has the unknown {extra[0]!r}"
         raise ValueError(f"{path} {first} ({len(missing)} missing, {len(extra)} unknown); it belongs to another network")
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(f"{path}: {name!r} has shape {tuple(tensor.shape)}; the network needs {tuple(wanted[name].shape)}")
-    network.load_state_dict(tensors)
+    for name, shape in found.items():
+        if shape != tuple(wanted[name].shape):
+            raise ValueError(f"{path}: {name!r} has shape {shape}; the network needs {tuple(wanted[name].shape)}")
 
 
 def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

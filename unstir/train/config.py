@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -10,21 +11,27 @@ from typing import Any, Literal
 import torch
 
 from .objective import Objective
+from .power_ema import exponent
 
 # Fields that say where and how a run is carried out, but do not change its numbers.
-_BOOKKEEPING = ("out", "device", "checkpoint_every", "keep", "log_every", "resume", "override")
+_BOOKKEEPING = (
+    *("out", "device", "checkpoint_every", "keep", "keep_best", "log_every", "log_to", "resume", "override"),
+    *("workers", "strategy", "accumulate", "compile", "save_memory"),
+)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Options of `unstir train`. Counts of steps are batches; all schedules are functions of the images seen."""
 
-    data: str
+    data: str = ""
     """Bundled name ("digits"), a folder of pictures, or an .npy/.npz file."""
+    pairs: tuple[str, ...] = ()
+    """Instead of DATA, for restoration: LQ GT, two folders with equal names (pictures, sounds) or .npy files; or one .npz."""
     out: Path = Path("out/train")
     """Folder of the run: log.jsonl, checkpoints/, and the model folder model/."""
     size: int | None = None
-    """Crop and resize pictures to size × size."""
+    """Crop and resize pictures to size × size (pairs: cut them into such windows, without resizing)."""
     channels: int | None = None
     """1 (grey) or 3 (colour); by default what the pictures have."""
     labels: str = "auto"
@@ -47,8 +54,10 @@ class TrainConfig:
     """Largest norm of the gradient."""
     seed: int = 0
     """Initial weights, data order, noise and levels are functions of it."""
-    process: Literal["vp", "cosine", "subvp", "ve", "edm", "flow"] = "vp"
-    """The forward process."""
+    process: Literal[
+        "vp", "cosine", "subvp", "ve", "edm", "flow", "mean-reverting", "resshift", "rddm", "bridge", "ouve"
+    ] = "vp"  # fmt: skip
+    """The forward process; those from mean-reverting on are for pairs."""
     predicts: Literal["data", "noise", "velocity", "flow", "score", "edm"] = "edm"
     """What the network outputs."""
     weight: str = "raw"
@@ -59,6 +68,14 @@ class TrainConfig:
     """Decay of the weight average, per step (with warm-up); 0 keeps the last weights."""
     ema_half_life: int = 0
     """Half-life of the weight average in images; replaces the decay if positive."""
+    ema_std: tuple[float, ...] = ()
+    """Relative widths of power-function averages to track as well; `posthoc` makes any other of two of them (0.05 0.10)."""
+    snapshots: int = 64
+    """How many times in the run their snapshots are stored."""
+    pairing: Literal["none", "ot"] = "none"
+    """Which noise goes with which image of a batch: any, or the pairing of least total squared distance."""
+    flip: bool = False
+    """Mirror every second picture, left to right."""
     conditional: bool = True
     """Learn the classes, if the data has any."""
     cond_dropout: float = 0.1
@@ -67,14 +84,28 @@ class TrainConfig:
     """Size of the built-in network."""
     device: str = "auto"
     """cpu, cuda, mps, …; auto takes CUDA if there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast of the network; auto is bfloat16 on CUDA and float32 elsewhere. Weights stay float32."""
+    accumulate: int = 1
+    """Compute a batch in so many parts, one after the other, to save memory."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: keep all weights in every process, or cut them in parts."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    save_memory: bool = False
+    """Compute activations anew in the backward pass (diffusers networks)."""
+    workers: int = 1
+    """Threads that read data ahead; 0 reads when it is needed. The numbers do not depend on it."""
     checkpoint_every: int = 500
     """Steps between checkpoints (and validations)."""
     keep: int = 2
-    """How many checkpoints to keep."""
+    """How many checkpoints to keep: the last ones."""
+    keep_best: int = 0
+    """And so many of those with the lowest validation objective."""
     log_every: int = 10
     """Steps between lines of the log."""
+    log_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Loggers beside log.jsonl."""
     resume: bool = False
     """Go on from the last checkpoint in `out`, if there is one: bit for bit as if never stopped."""
     override: bool = False
@@ -85,10 +116,22 @@ class TrainConfig:
 
         (Not in the constructor: there, the command line would answer with a page instead of a line.)
         """
-        for name in ("steps", "batch", "checkpoint_every", "keep", "log_every"):
+        if bool(self.data) == bool(self.pairs):
+            raise ValueError("give either DATA (a name, a folder or a file) or --pairs LQ GT")
+        if self.pairs and self.pairing != "none":
+            raise ValueError(f"pairing={self.pairing!r} pairs noise with samples that are free; with --pairs they are not")
+        for name in ("steps", "batch", "checkpoint_every", "keep", "log_every", "accumulate", "snapshots"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
+        for name in ("workers", "keep_best"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name}={value!r} must be a whole number, at least 0")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
+        for std in self.ema_std:
+            exponent(std)
         for name in ("warmup", "ema_half_life", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
@@ -97,7 +140,7 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number > 0")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema} must be at least 0 and below 1")
-        for name in ("schedule", "split", "precision"):
+        for name in _CHOICES:
             known = getattr(_CHOICES[name], "__args__")  # noqa: B009
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; one of {', '.join(known)}")
@@ -109,7 +152,11 @@ class TrainConfig:
 
     def spec(self) -> dict[str, Any]:
         """Every option, JSON-able."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        plain = {Path: str, tuple: list}
+        return {
+            name: next((make(value) for kind, make in plain.items() if isinstance(value, kind)), value)
+            for name, value in asdict(self).items()
+        }
 
     def identity(self) -> dict[str, Any]:
         """The options that the numbers of the run depend on."""
@@ -119,14 +166,18 @@ class TrainConfig:
 _CHOICES = {
     "schedule": Literal["cosine", "linear", "constant"],
     "split": Literal["train", "all"],
-    "precision": Literal["auto", "float32", "bfloat16"],
+    "precision": Literal["auto", "float32", "bfloat16", "float16"],
+    "pairing": Literal["none", "ot"],
+    "strategy": Literal["ddp", "fsdp"],
 }
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What changed between two identities, "lr 0.001 → 0.002, batch 64 → 128": empty if nothing did."""
-    names = [f.name for f in fields(TrainConfig)] + ["dataset"]
-    changed = [n for n in names if before.get(n) != now.get(n)]
+    # An option that was not there when the run began had what is now its default.
+    default = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields(TrainConfig)}
+    before = {name: value for name, value in default.items() if name not in _BOOKKEEPING} | before
+    changed = [n for n in [*default, "dataset"] if n not in _BOOKKEEPING and before.get(n) != now.get(n)]
     return ", ".join(f"{n} {before.get(n)} → {now.get(n)}" for n in changed)
 
 
@@ -141,10 +192,15 @@ def learning_rate(config: TrainConfig, images: int) -> float:
     return config.lr * min(1.0, n / warm if warm else 1.0) * decay[config.schedule]
 
 
-def device_of(name: str) -> torch.device:
-    """The device that an option names. ValueError if it is unknown or not there."""
+def device_of(name: str, local: bool = False) -> torch.device:
+    """The device that an option names; local: of several CUDA devices this process's own (under torchrun).
+
+    ValueError if it is unknown or not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if local and name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

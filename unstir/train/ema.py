@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .parallel import local
+
 
 def fixed(decay: float, updates: int) -> float:
     """min(decay, (1 + n)/(10 + n)) after n updates: a fixed decay that starts by following quickly."""
@@ -22,9 +24,12 @@ def half_life(images: int, batch: int, half: float, ramp: float = 0.05) -> float
 
 @torch.no_grad()
 def update(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 − decay) · model, for floating-point parameters and buffers; others are copied."""
+    """average ← decay · average + (1 − decay) · model, for floating-point parameters and buffers; others are copied.
+
+    Of weights that are cut in parts (fsdp) every process averages its own part.
+    """
     pairs = [
-        (a, m.detach())
+        (local(a.detach()), local(m.detach()))
         for mine, theirs in ((average.parameters(), model.parameters()), (average.buffers(), model.buffers()))
         for a, m in zip(mine, theirs, strict=True)
     ]

@@ -12,10 +12,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .._random import draw, mix
+from .._random import mix
+from ..process import Process
 
 # Streams: one seed gives independent numbers for each use.
-_ORDER, _NOISE, _LEVEL, _DROP, _NETWORK, _VALID = range(1, 7)
+_ORDER, _NOISE, _LEVEL, _DROP, _NETWORK, _VALID, _FLIP = range(1, 8)
 
 
 @lru_cache(maxsize=2)
@@ -29,9 +30,9 @@ def rows(count: int, seed: int, images: range) -> list[int]:
     return [int(_permutation(count, seed, n // count)[n % count]) for n in images]
 
 
-def noise(seed: int, images: range, shape: tuple[int, ...]) -> Tensor:
-    """z of shape (len(images), *shape)."""
-    return draw([mix(seed, _NOISE, n) for n in images], shape, 0)
+def noise(seed: int, images: range, shape: tuple[int, ...], process: Process | None = None) -> Tensor:
+    """z of shape (len(images), *shape), of the process's own law (normal without one)."""
+    return (process or Process()).noise([mix(seed, _NOISE, n) for n in images], shape, 0)
 
 
 def unit(seed: int, image: int) -> float:
@@ -44,11 +45,16 @@ def dropped(seed: int, images: range, share: float) -> Tensor:
     return torch.tensor([mix(seed, _DROP, n) < share * 2**64 for n in images])
 
 
+def flipped(seed: int, images: range) -> Tensor:
+    """(len(images),) booleans, each true with probability ½: these pictures are mirrored."""
+    return torch.tensor([mix(seed, _FLIP, n) < 2**63 for n in images])
+
+
 def network_seed(seed: int, image: int) -> int:
     """Seed of the network's own random numbers (its dropout) in the step that begins with this image."""
     return mix(seed, _NETWORK, image) >> 1
 
 
-def validation_noise(seed: int, count: int, shape: tuple[int, ...]) -> Tensor:
+def validation_noise(seed: int, count: int, shape: tuple[int, ...], process: Process | None = None) -> Tensor:
     """The fixed noise of the validation set."""
-    return draw([mix(seed, _VALID, n) for n in range(count)], shape, 0)
+    return (process or Process()).noise([mix(seed, _VALID, n) for n in range(count)], shape, 0)

@@ -7,25 +7,24 @@ may be resumed with another W. Two ways to share the work:
     ddp    every process keeps all weights; gradients are averaged (DistributedDataParallel)
     fsdp   weights, moments and averages are cut in W parts and gathered where they are used (FSDP2, `fully_shard`)
 
-Checkpoints hold whole tensors in safetensors either way: shards are written by torch.distributed.checkpoint and joined.
+Checkpoints hold whole tensors in safetensors either way, so that any number of processes can go on from them.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .._files import write_tensors
+from .._files import atomic_folder, write_tensors
 
 STRATEGIES = ("ddp", "fsdp")
 
@@ -62,9 +61,16 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """True everywhere if it is true anywhere."""
-        return flag if self.size == 1 else bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
+    @contextmanager
+    def folder(self, path: Path) -> Iterator[Path]:
+        """`atomic_folder`, made by the first process and shared by all."""
+        with atomic_folder(path) if self.first else nullcontext(path) as own:
+            names = [str(own)]
+            if self.size > 1:
+                dist.broadcast_object_list(names)
+            yield Path(names[0])
+            self.wait()  # nobody leaves, and the folder is not renamed, before all have written
+        self.wait()
 
 
 @contextmanager
@@ -122,25 +128,39 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if _cut(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], where: World) -> None:
-    """Writes whole tensors to a safetensors file. Every process calls it; cut tensors are written by those that hold them."""
-    if not any(_cut(t) for t in tensors.values()):
-        if where.first:
-            write_tensors(path, dict(tensors))
-        where.wait()
-        return
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
+def gather(network: nn.Module) -> None:
+    """Puts whole tensors in the place of those that are cut in parts, so that the network runs in one process again."""
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if _cut(parameter):
+                setattr(module, name, nn.Parameter(whole(parameter.detach()), requires_grad=parameter.requires_grad))
 
-    parts = path.with_name(f"{path.name}.parts")
-    writer = HuggingFaceStorageWriter(str(parts), save_distributed=True, enable_consolidation=True)
-    save({name: t.detach() for name, t in tensors.items()}, storage_writer=writer)
-    where.wait()
+
+def write(path: Path, tensors: Mapping[str, Tensor], where: World) -> None:
+    """Writes whole tensors to a safetensors file: every process calls it, the first holds and writes them.
+
+    (torch.distributed.checkpoint would write the shards where they lie, but of torch 2.13 it joins safetensors shards
+    wrongly: scalars, such as the step counters of the moments, come out as 0.)
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if where.first:
+            gathered[name] = full.cpu()
     if where.first:
-        (joined,) = parts.glob("*.safetensors")
-        os.replace(joined, path)
-        shutil.rmtree(parts)
+        write_tensors(path, gathered)
     where.wait()
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a safetensors file. ValueError, in one line, if it is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        with safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from None
 
 
 def read_into(path: Path, wanted: Mapping[str, Tensor], copy: Callable[[str, Tensor], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
+from .config import TrainConfig
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -30,6 +32,43 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
+
+
+class _Numbers:
+    """A listener that passes every number of an event on, under its name; nested ones as "validation/-4"."""
+
+    def __init__(self, put: Callable[[dict[str, float], int], None], close: Callable[[], None]) -> None:
+        self._put, self.close = put, close
+
+    def __call__(self, event: Event) -> None:
+        flat = {k: float(v) for k, v in event.items() if isinstance(v, int | float)}
+        flat |= {f"{k}/{i}": float(v) for k, part in event.items() if isinstance(part, dict) for i, v in part.items()}
+        self._put(flat, int(event["images"]))
+
+
+def adapter(name: str, folder: Path, config: TrainConfig) -> Any:
+    """A listener for `fit` with a `close`, that writes to "tensorboard" (folder/tensorboard), "wandb" or "trackio".
+
+    Steps are counted in images. Raises ValueError for another name, ImportError that says what to install.
+    """
+    try:
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter  # pyright: ignore[reportPrivateImportUsage]
+
+            writer = SummaryWriter(str(folder / "tensorboard"))
+
+            def put(row: dict[str, float], n: int) -> None:
+                for key, value in row.items():
+                    writer.add_scalar(key, value, n)
+
+            return _Numbers(put, writer.close)
+        if name in ("wandb", "trackio"):
+            library = importlib.import_module(name)
+            run = library.init(project="unstir", name=folder.name, config=config.spec())
+            return _Numbers(lambda row, n: run.log(row, step=n), run.finish)
+    except ImportError:
+        raise ImportError(f"log_to={name!r} needs the library {name}: pip install {name}") from None
+    raise ValueError(f"log_to={name!r} is unknown; one of tensorboard, wandb, trackio")
 
 
 def _before(line: str, images: int) -> bool:

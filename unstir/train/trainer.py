@@ -1,32 +1,34 @@
-"""`fit`: the training loop. Every step is a function of (weights, seed, image counter) alone."""
+"""`fit`: the training loop. Every step is a function of (weights, seed, image counter) alone (`step`)."""
 
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data import Dataset
+from ..data import Dataset, Pairs
 from ..denoiser import Denoiser
-from . import ema, order
-from .checkpoint import checkpoints, read_state, restore, save, tidy
-from .config import TrainConfig, device_of, difference, learning_rate
+from . import order
+from .checkpoint import checkpoints, read_state, restore, save, snapshot, tidy
+from .config import TrainConfig, device_of, difference
 from .levels import stratified
-from .objective import Objective, data_error, drop
-from .progress import Event, Listener, Log
+from .networks import check_pairs
+from .objective import Objective, data_error
+from .parallel import World, gather, share, world
+from .progress import Event, Listener, Log, adapter
+from .step import FIRST_SCALE, Counters, Loss, Run, ahead, drawer, step
 
-PATIENCE = 100  # non-finite steps in a row before a run gives up
-_VALIDATION = 256  # samples
-_BINS = [float(lam) for lam in range(-4, 6)]  # λ of the validation
+_VALIDATION, _BINS = 256, [float(lam) for lam in range(-4, 6)]  # samples, and λ, of the validation
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,6 @@ class Result:
     skipped: int
     interrupted: bool
     seconds: float
-
-
-@dataclass
-class _Counters:
-    """What changes from step to step, besides weights and moments."""
-
-    images: int = 0
-    skipped: int = 0
-    in_a_row: int = 0
-    losses: list[float] = field(default_factory=list)
 
 
 def fit(
@@ -76,6 +68,8 @@ def fit(
     The classes are given to the network under the first name in model.meta["null"], which also
     says what replaces a dropped class; without it, training is unconditional.
 
+    Under `torchrun` every process calls this with the same arguments (`parallel`); files are written by the first.
+
     The run can be stopped at any moment. Ctrl-C (or SIGTERM) finishes the step, writes a checkpoint
     and returns with `interrupted`; after `kill -9`, `resume` goes on from the last checkpoint. On a
     CPU a resumed run ends with the same bits as one that was never stopped.
@@ -89,16 +83,57 @@ def fit(
     override = config.override if override is None else override
     objective = objective or config.objective()
     condition = _condition(model, dataset)
-    device = device_of(config.device)
+    device = device_of(config.device, local=True)
     network = model.network
     if not isinstance(network, nn.Module) or not any(p.requires_grad for p in network.parameters()):
         raise TypeError(f"model.network is {type(network).__name__}; training needs an nn.Module with parameters")
 
-    found = checkpoints(folder)
-    if found and not resume:
-        raise ValueError(f"out={str(folder)!r} already holds a run; pass resume=True (--resume) or another folder")
+    with world(device) as where:
+        found = checkpoints(folder)
+        if found and not resume:
+            raise ValueError(f"out={str(folder)!r} already holds a run; pass resume=True (--resume) or another folder")
+        run = _prepare(model, dataset, objective, config, condition, where, device)
+        identity = config.identity() | {"dataset": dataset.fingerprint()}
+        if where.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            tidy(folder)
+        where.wait()
+        if found:
+            changed = difference(read_state(found[-1]).get("identity", {}), identity)
+            if changed and not override:
+                raise ValueError(
+                    f"the run in {folder} was started otherwise: {changed}; pass override=True (--override) to go on"
+                )
+            state = restore(found[-1], network, {name: _network(a) for name, a in run.averages.items()}, run.optimizer)
+            run.counters = Counters(**{name: state.get(name, value) for name, value in _saved(run.counters).items()})
+        return _train(run, validation or dataset, objective, folder, identity, bool(found), progress)
+
+
+def _prepare(
+    model: Denoiser,
+    dataset: Dataset,
+    objective: Objective,
+    config: TrainConfig,
+    condition: tuple[str, Any] | None,
+    where: World,
+    device: torch.device,
+) -> Run:
+    """The model and its averages on their device (cut in parts with fsdp), the optimiser, and the maker of batches."""
+    where.part(range(config.batch // config.accumulate))  # fails if the batch cannot be shared
     model.to(device).train()
-    average = copy.deepcopy(model).eval().requires_grad_(False)
+    names = ["ema", *(f"ema-{std:g}" for std in config.ema_std)]
+    averages = {name: copy.deepcopy(model).eval().requires_grad_(False) for name in names}
+    network = _network(model)
+    if config.save_memory:
+        inner = next((m for m in network.modules() if hasattr(m, "enable_gradient_checkpointing")), None)
+        if inner is None:
+            raise ValueError(
+                f"save_memory is for networks of diffusers; {type(network).__name__} cannot recompute its activations"
+            )
+        inner.enable_gradient_checkpointing()  # type: ignore[operator]
+    loss = share(config.strategy, Loss(model, objective), [network, *map(_network, averages.values())], where, device)
+    if config.compile:
+        network.compile()
     optimizer = torch.optim.AdamW(
         network.parameters(),
         lr=config.lr,
@@ -106,48 +141,70 @@ def fit(
         weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
-    identity = config.identity() | {"dataset": dataset.fingerprint()}
-    counters = _Counters()
-    folder.mkdir(parents=True, exist_ok=True)
-    tidy(folder)
-    if found:
-        changed = difference(read_state(found[-1]).get("identity", {}), identity)
-        if changed and not override:
-            raise ValueError(f"the run in {folder} was started otherwise: {changed}; pass override=True (--override) to go on")
-        state = restore(found[-1], network, _network(average), optimizer)
-        counters = _Counters(state["images"], state["skipped"], state["in_a_row"])
+    counters = Counters(scale=FIRST_SCALE if config.precision == "float16" else 1.0)
+    draw = drawer(model, dataset, objective, config, condition, where)
+    return Run(model, averages, optimizer, loss, draw, config, counters, where, device)
+
+
+def _train(
+    run: Run,
+    validation: Dataset,
+    objective: Objective,
+    folder: Path,
+    identity: dict[str, Any],
+    resumed: bool,
+    progress: Listener | None,
+) -> Result:
+    """The loop itself, from the run's counters to the end or to a stop."""
+    config, counters, average, first = run.config, run.counters, run.averages["ema"], run.world.first
+    networks = {name: _network(a) for name, a in run.averages.items()}
+    started, saved, errors = time.perf_counter(), counters.images if resumed else -1, {}
+    total = config.steps * config.batch
+    log = Log(folder / "log.jsonl", counters.images) if first else None
+    others = [adapter(name, folder, config) for name in config.log_to] if first else []
+
+    def tell(event: Event) -> None:
+        for listener in [log, *others]:
+            if listener is not None:
+                listener(event)
 
     def checkpoint() -> dict[str, float]:
-        state = {"images": counters.images, "skipped": counters.skipped, "in_a_row": counters.in_a_row, "identity": identity}
-        save(folder, network, _network(average), optimizer, state, config.keep)
-        errors = validate(average, validation or dataset, config.seed)
-        log({"images": counters.images, "validation": errors})
+        errors = validate(average, validation, config.seed)
+        score = objective_error(average, validation, objective, config.seed)
+        state = {**_saved(counters), "identity": identity, "score": score if math.isfinite(score) else None}
+        save(folder, _network(run.model), networks, run.optimizer, state, config.keep, config.keep_best, run.world)
+        tell({"images": counters.images, "validation": errors, "validation_loss": score})
         return errors
 
-    started, saved, errors = time.perf_counter(), counters.images if found else -1, {}
-    total = config.steps * config.batch
-    log = Log(folder / "log.jsonl", counters.images)
     try:
-        with _interruptible() as stop, torch.random.fork_rng():
-            while counters.images < total and not stop.is_set():
-                event = _step(model, average, optimizer, dataset, objective, condition, config, counters)
-                if event["step"] % config.log_every == 0 or counters.images >= total:
+        with _interruptible() as stop, torch.random.fork_rng(), ahead(run.draw, config) as run.draw:
+            stopping = stop.is_set()
+            while counters.images < total and not stopping:
+                event, agreed = step(run, stop.is_set())
+                number = event["step"]
+                if number % config.log_every == 0 or counters.images >= total:
                     event["loss"] = sum(counters.losses) / max(1, len(counters.losses))
                     event["seconds"] = round(time.perf_counter() - started, 3)
-                    log(event)
+                    tell(event)
                     counters.losses.clear()
-                if progress is not None:
+                if progress is not None and first:
                     progress(event)
-                if event["step"] % config.checkpoint_every == 0:
+                if config.ema_std and _due(number, config):
+                    snapshot(folder, networks, counters.images, run.world)
+                if number % config.checkpoint_every == 0:
                     errors, saved = checkpoint(), counters.images
+                # Several processes stop at the same step: when all have heard of it.
+                stopping = agreed if run.world.size > 1 else stop.is_set()
             if saved != counters.images:
                 errors = checkpoint()
             elif not errors:  # resumed at the very end
-                errors = validate(average, validation or dataset, config.seed)
-            interrupted = stop.is_set() and counters.images < total
+                errors = validate(average, validation, config.seed)
+            interrupted = stopping and counters.images < total
     finally:
-        log.close()
-    loss = objective_error(average, validation or dataset, objective, config.seed)
+        for listener in [log, *others]:
+            if listener is not None:
+                listener.close()
+    loss = objective_error(average, validation, objective, config.seed)
     seconds = time.perf_counter() - started
     average.meta = dict(average.meta) | {
         "training": {
@@ -160,62 +217,17 @@ def fit(
         }
     }
     steps = counters.images // config.batch
+    gather(_network(average))
     return Result(average, folder, counters.images, steps, loss, errors, counters.skipped, interrupted, seconds)
 
 
-def _step(
-    model: Denoiser,
-    average: Denoiser,
-    optimizer: torch.optim.Optimizer,
-    dataset: Dataset,
-    objective: Objective,
-    condition: tuple[str, Any] | None,
-    config: TrainConfig,
-    counters: _Counters,
-) -> Event:
-    """One optimiser step on images n … n + B − 1."""
-    n, seed, device = counters.images, config.seed, next(model.parameters()).device
-    images = range(n, n + config.batch)
-    torch.manual_seed(order.network_seed(seed, n))  # the network's own dropout
-    x0, labels = dataset.batch(order.rows(len(dataset), seed, images))
-    noise = order.noise(seed, images, dataset.shape).to(device)
-    t = objective.times(model, stratified(config.batch, order.unit(seed, n)))
-    cond = {}
-    if condition is not None and labels is not None:
-        name, null = condition
-        cond = drop({name: labels.to(device)}, {name: null}, order.dropped(seed, images, objective.cond_dropout))
+def _due(step: int, config: TrainConfig) -> bool:
+    """Is this step one of the `snapshots` that are spread over the run, its end included?"""
+    return step * config.snapshots // config.steps > (step - 1) * config.snapshots // config.steps
 
-    rate = learning_rate(config, n)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        loss, _ = objective.loss(model, x0.to(device), noise, t, cond)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
 
-    counters.images += config.batch
-    event: Event = {"step": counters.images // config.batch, "images": counters.images, "lr": rate}
-    if not (bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))):
-        counters.skipped += 1
-        counters.in_a_row += 1
-        if counters.in_a_row >= PATIENCE:
-            raise RuntimeError(
-                f"{PATIENCE} steps in a row were not finite (until image {counters.images}, lr {rate:.2g}); "
-                "lower lr, or look for extreme values in the data; the last checkpoint is untouched"
-            )
-        return event | {"skipped": counters.skipped}
-    counters.in_a_row = 0
-    optimizer.step()
-    updates = counters.images // config.batch
-    if config.ema_half_life:
-        decay = ema.half_life(counters.images, config.batch, config.ema_half_life)
-    else:
-        decay = ema.fixed(config.ema, updates)
-    ema.update(average, model, decay)
-    counters.losses.append(float(loss.detach()))
-    return event | {"grad_norm": float(norm), "skipped": counters.skipped}
+def _saved(counters: Counters) -> dict[str, Any]:
+    return {f.name: getattr(counters, f.name) for f in fields(counters) if f.name != "losses"}
 
 
 @torch.no_grad()
@@ -244,13 +256,15 @@ def _fixed(model: Denoiser, dataset: Dataset, seed: int) -> tuple[Any, Any, dict
     x0, labels = dataset.batch(range(count))
     condition = _condition(model, dataset)
     cond = {} if condition is None or labels is None else {condition[0]: labels.to(device)}
-    return x0.to(device), order.validation_noise(seed, count, dataset.shape).to(device), cond
+    cond |= {"anchor": dataset.anchors(range(count)).to(device)} if isinstance(dataset, Pairs) else {}
+    return x0.to(device), order.validation_noise(seed, count, dataset.shape, model.process).to(device), cond
 
 
 def _condition(model: Denoiser, dataset: Dataset) -> tuple[str, Any] | None:
     """(keyword of the network, null label) if the model learns classes; checks that data and model fit."""
     if model.shape is not None and model.shape != dataset.shape:
         raise ValueError(f"data has samples of shape {dataset.shape}; the model was made for {model.shape}")
+    check_pairs(model.process, dataset)
     null: dict[str, Any] = model.meta.get("null", {})
     if not null or dataset.labels is None:
         return None
