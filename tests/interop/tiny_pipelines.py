@@ -122,9 +122,18 @@ def inpaint() -> tuple[Any, Call]:
     return pipe, _latent_call({**_text(), **SIZE, "image": picture, "mask_image": mask, "strength": 0.75})
 
 
-def controlnet() -> tuple[Any, Call]:
+def version_two() -> tuple[Any, Call]:
+    """Stable Diffusion 2: the network predicts the velocity, at zero terminal signal."""
+    parts = _parts()
+    parts["scheduler"] = diffusers.DDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, **SD
+    )
+    return _quiet(diffusers.StableDiffusionPipeline(**parts)), _latent_call({**_text(), **SIZE})
+
+
+def control(**options: Any) -> Any:
     torch.manual_seed(2)
-    control = diffusers.ControlNetModel(
+    net = diffusers.ControlNetModel(
         block_out_channels=(4, 8),
         layers_per_block=1,
         in_channels=4,
@@ -133,25 +142,53 @@ def controlnet() -> tuple[Any, Call]:
         cross_attention_dim=16,
         norm_num_groups=2,
         attention_head_dim=2,
+        **options,
     ).eval()
-    torch.nn.init.normal_(control.controlnet_down_blocks[0].weight)  # zero in a fresh one: it would control nothing
-    pipe = _quiet(diffusers.StableDiffusionControlNetPipeline(controlnet=control, **_parts()))
+    torch.nn.init.normal_(net.controlnet_down_blocks[0].weight)  # zero in a fresh one: it would control nothing
+    return net
+
+
+def controlnet() -> tuple[Any, Call]:
+    pipe = _quiet(diffusers.StableDiffusionControlNetPipeline(controlnet=control(), **_parts()))
     return pipe, _latent_call({**_text(), **SIZE, "image": _random(1, 3, 16, 16, seed=4).sigmoid()})
 
 
-def xl() -> tuple[Any, Call]:
-    parts = _parts(
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=64,
-        transformer_layers_per_block=1,
-    )
-    for key in ("safety_checker", "feature_extractor", "requires_safety_checker"):
-        parts.pop(key)
-    parts["scheduler"] = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **SD)
-    pipe = _quiet(diffusers.StableDiffusionXLPipeline(text_encoder_2=None, tokenizer_2=None, **parts))
+XL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 64,
+    "transformer_layers_per_block": 1,
+}
+
+
+def _xl(kind: Any, given: dict[str, Any], **parts: Any) -> tuple[Any, Call]:
+    """A pipeline class of SDXL, called with embeddings and what else it takes."""
+    known = {key: _parts(**XL)[key] for key in ("vae", "text_encoder", "tokenizer", "unet")}
+    scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **SD)
+    pipe = kind(text_encoder_2=None, tokenizer_2=None, scheduler=scheduler, **known, **parts)
     pooled = {"pooled_prompt_embeds": _random(1, 16, seed=5), "negative_pooled_prompt_embeds": _random(1, 16, seed=6)}
-    return pipe, _latent_call({**_text(), **pooled, **SIZE})
+    return _quiet(pipe), _latent_call({**_text(), **pooled, **given})
+
+
+def xl() -> tuple[Any, Call]:
+    return _xl(diffusers.StableDiffusionXLPipeline, SIZE)
+
+
+def xl_image_to_image() -> tuple[Any, Call]:
+    picture = _random(1, 3, 16, 16, seed=3).clamp(-1, 1)
+    return _xl(diffusers.StableDiffusionXLImg2ImgPipeline, {"image": picture, "strength": 0.6})
+
+
+def xl_inpaint() -> tuple[Any, Call]:
+    picture, mask = _random(1, 3, 16, 16, seed=3).clamp(-1, 1), torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1
+    given = {**SIZE, "image": picture, "mask_image": mask, "strength": 0.75}
+    return _xl(diffusers.StableDiffusionXLInpaintPipeline, given)
+
+
+def xl_controlnet() -> tuple[Any, Call]:
+    given = {**SIZE, "image": _random(1, 3, 16, 16, seed=4).sigmoid()}
+    return _xl(diffusers.StableDiffusionXLControlNetPipeline, given, controlnet=control(**XL))
 
 
 def sd3(**scheduler: Any) -> tuple[Any, Call]:
@@ -369,10 +406,14 @@ def with_prompts() -> dict[str, tuple[Any, Call]]:
 PIPELINES: dict[str, Callable[[], tuple[Any, Call]]] = {
     "DDPM": ddpm,
     "SD": text_to_image,
+    "SD2": version_two,
     "SD img2img": image_to_image,
     "SD inpaint": inpaint,
     "ControlNet": controlnet,
     "SDXL": xl,
+    "SDXL img2img": xl_image_to_image,
+    "SDXL inpaint": xl_inpaint,
+    "SDXL ControlNet": xl_controlnet,
     "SD3": sd3,
     "Flux": flux,
     "DiT": dit,
