@@ -22,6 +22,7 @@ PROCESSES = {
     "VE": pr.VE(),
     "EDM": pr.EDM(),
     "Flow": pr.Flow(),
+    "one-sided": pr.OneSided("trigonometric"),
     "betas": pr.from_betas(BETAS),
     "betas-zero-terminal": pr.from_betas(BETAS, zero_terminal_snr=True),
     "shifted-Flow": pr.shifted(pr.Flow(), 3.0),

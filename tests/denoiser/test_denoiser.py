@@ -181,7 +181,7 @@ def test_conversion_through_on_and_its_limit() -> None:
 
 def test_anchored_processes_are_not_exchanged(anchored: pr.Process) -> None:
     with pytest.raises(ValueError, match="without an anchor"):
-        Denoiser(lambda x, t: x, anchored).on(VP)
+        Denoiser(lambda x, t: x, anchored, "data").on(VP)
 
 
 # -- counting ----------------------------------------------------------------------------------------

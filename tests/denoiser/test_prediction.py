@@ -27,6 +27,8 @@ def published(kind: str, x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) ->
         c_skip = SD**2 / (hat**2 + SD**2)
         c_out = hat * SD / (hat**2 + SD**2).sqrt()
         return (x0 - c_skip * (x0 + hat * z)) / c_out
+    if kind == "shift":  # Brownian bridges (BBDM): x_t − x0
+        return (alpha - 1) * x0 + sigma * z
     return {"data": x0, "noise": z, "velocity": alpha * z - sigma * x0, "flow": z - x0, "score": -z / sigma}[kind]
 
 
@@ -56,7 +58,7 @@ def test_the_line_is_finite_at_both_ends_and_decodes_clean_data(process: pr.Proc
     m, n = prediction.decode(alpha, sigma)
     assert torch.isfinite(m[0])
     assert torch.isfinite(n[0])
-    if kind != "data":  # at σ = 0 the state is the data, whatever the network says
+    if kind not in ("data", "shift"):  # at σ = 0 the state is the data, whatever the network says
         assert (float(m[0]), float(n[0])) == (1.0, 0.0)
     if float(alpha[1]) == 0:  # only these say something about x0 in pure noise
         assert bool(torch.isfinite(n[1])) == (kind not in ("noise", "score"))

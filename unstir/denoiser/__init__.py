@@ -4,9 +4,11 @@ from .._calls import Calls, count_calls
 from .chunked import Chunked, chunked
 from .denoiser import TIMES, ConvertedDenoiser, Denoiser
 from .exact import Empirical, Gaussian, GaussianMixture, LowRankMixture
+from .field import FIELDS, Field
 from .prediction import PREDICTIONS, Prediction
 
 __all__ = [
+    "FIELDS",
     "PREDICTIONS",
     "TIMES",
     "Calls",
@@ -14,6 +16,7 @@ __all__ = [
     "ConvertedDenoiser",
     "Denoiser",
     "Empirical",
+    "Field",
     "Gaussian",
     "GaussianMixture",
     "LowRankMixture",

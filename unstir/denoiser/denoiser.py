@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from .._calls import count_call
 from ..process import Process
-from ..process.base import expand, float64
+from ..process.base import EDGE, expand, float64
+from ..process.frames import enter
 from ..process.table import label_count
-from .prediction import Prediction
+from .prediction import Prediction, frame_of
 
 
 def _label(process: Process, t: Tensor) -> Tensor:
-    return (label_count(process) * t - 1).clamp_min(0)
+    own = getattr(process, "label", None)
+    return own(t) if own is not None else (label_count(process) * t - 1).clamp_min(0)
 
 
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "unit": lambda process, t: t,
-    "label": _label,  # T·t − 1, at least 0 (T = 1000 unless the process is a table)
+    "label": _label,  # the process's own label, else T·t − 1, at least 0 (T = 1000 unless the process is a table)
     "thousand": lambda process, t: 1000 * t,
     "logsnr": lambda process, t: process.logsnr(t),
     "sigma": lambda process, t: process.noise_ratio(t),
@@ -47,11 +49,14 @@ class Denoiser(nn.Module):
         entry is the prediction, or an object or dict with `sample` (diffusers). Further outputs
         are given by `outputs`.
     process: the forward process it was trained on.
-    predicts: "data", "noise", "velocity", "flow", "score" or "edm", see `PREDICTIONS`.
+    predicts: "data", "noise", "velocity", "flow", "score", "shift" or "edm", see `PREDICTIONS`.
     time: what the network is told: "unit" (t itself), "label" (T·t − 1), "thousand" (1000 t),
         "logsnr", "sigma" (σ̂), "c_noise" (¼ log σ̂), or a callable (process, t) -> tensor.
     sigma_data: standard deviation of the data, used by "edm".
-    sees_anchor: the network takes the anchor of an anchored process as keyword `anchor`.
+    sees_anchor: the network is given the anchor of an anchored process: as keyword `anchor`, or, if its signature
+        has none, as further channels of its input.
+    frame: the state that the network is given and whose data it predicts (`process.frames`). "residual" (x − y, and
+        D = y + its data) suits restoration. By default "raw" for "data" and "shift", which need no β, else "centred".
     clip: (low, high) to which D is clipped; off unless you ask for it.
 
     x is (B, *); t a number or (B,). The result has x's shape and dtype.
@@ -66,6 +71,7 @@ class Denoiser(nn.Module):
         time: str | Callable[[Process, Tensor], Tensor] = "unit",
         sigma_data: float = 0.5,
         sees_anchor: bool = False,
+        frame: str | None = None,
         clip: tuple[float, float] | None = None,
         shape: tuple[int, ...] | None = None,
         meta: Mapping[str, Any] | None = None,
@@ -84,6 +90,10 @@ class Denoiser(nn.Module):
         self.sees_anchor = sees_anchor
         self.shape = tuple(shape) if shape is not None else None  # of one sample, without the batch
         self.meta: dict[str, Any] = dict(meta or {})
+        self.frame = frame_of(process, predicts, sees_anchor, frame or self.meta.get("frame"))
+        if frame is not None:
+            self.meta["frame"] = frame  # which model folders keep
+        self._joins = sees_anchor and not accepts(network, "anchor", any_keyword=True)
         self._wants_ctx = accepts(network, "ctx")
         self._decoders: dict[Any, Decoder] = {}
         self.plans: dict[int, Any] = {}  # NFE -> plan shipped with the model
@@ -92,19 +102,25 @@ class Denoiser(nn.Module):
         """The numbers of evaluations at times t (any shape), in float64."""
         t = float64(t)
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        m, n = self.prediction.decode(alpha, sigma)
         if self.prediction.kind in ("noise", "score") and bool((alpha == 0).any()):
             raise ValueError(
                 f"a network that predicts {self.prediction.kind} says nothing about the data where α = 0 "
                 f"(t = {float(t[alpha == 0].flatten()[0]) if t.ndim else float(t):g}); "
                 "start the plan at a smaller t, or train with predicts='velocity', 'flow' or 'data'"
             )
+        if bool(((alpha == 0) & (sigma == 0)).any()):  # a bridge at its anchor: the limit
+            alpha, sigma = self.process.alpha(t.clamp_max(1 - EDGE)), self.process.sigma(t.clamp_max(1 - EDGE))
+        m, n = self.prediction.decode(alpha, sigma)
         time = TIMES[self.time](self.process, t) if isinstance(self.time, str) else self.time(self.process, t)
         return Decoder(m, n, time, self.prediction.input_scale(alpha, sigma))
 
     def call(self, x: Tensor, time: Tensor, scale: Any, cond: Mapping[str, Any]) -> tuple[Tensor, tuple[Any, ...]]:
         """The raw network output and its further outputs, for a ready-made time and input scale."""
-        out = self.network(x if scale is None else x * scale, time, **cond)
+        seen = x if scale is None else x * scale
+        if self._joins:
+            cond = dict(cond)
+            seen = torch.cat([seen, self.process._need(cond.pop("anchor", None))], 1)
+        out = self.network(seen, time, **cond)
         raw, extras = (out, ()) if type(out) is Tensor else split_output(out)
         if isinstance(raw, Tensor) and raw.shape != x.shape:
             raise ValueError(
@@ -118,16 +134,18 @@ class Denoiser(nn.Module):
         """`decoder`, in the form in which one call needs it: numbers for a common t, (B, 1, …) tensors else.
 
         A run asks for the same few times over and over (every sample, guidance branch and row), so
-        the numbers of a common time are kept. Concurrent writers write equal values.
+        the numbers of a common time are kept. Concurrent writers write equal values. A time that the
+        network changed in place (its version counter says so) is made again.
         """
         if isinstance(t, Tensor) and t.ndim > 0:
             m, n, time, scale = self.decoder(t.to(x.device))
-            return Decoder(expand(m, x), expand(n, x), time.to(x.dtype), None if scale is None else expand(scale, x))
-        key = (float(t), x.dtype, x.device, x.shape[0], torch.is_inference_mode_enabled())
+            return Decoder(expand(m, x), expand(n, x), time.to(x.dtype, copy=True), None if scale is None else expand(scale, x))
+        key = (float(t), x.dtype, x.device, x.shape[0])
         known = self._decoders.get(key)
-        if known is None:
-            m, n, time, scale = self.decoder(float64(key[0]))
-            time = time.to(x.device, x.dtype).expand(x.shape[0])
+        if known is None or known.time._version:
+            with torch.inference_mode(False):  # whose tensors count no versions, nor serve autograd later
+                m, n, time, scale = self.decoder(float64(key[0]))
+                time = time.to(x.device, x.dtype).expand(x.shape[0]).clone()
             known = Decoder(float(m), float(n), time, None if scale is None else float(scale))
             if len(self._decoders) > 10_000:
                 self._decoders.clear()
@@ -137,8 +155,13 @@ class Denoiser(nn.Module):
     def outputs(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """(D, extras): the data prediction and whatever else the network returned."""
         m, n, time, scale = self._at(t, x)
+        anchor = cond.get("anchor")
+        if self.frame != "raw":
+            x = enter(self.process, self.frame, x, t, anchor)
         raw, extras = self.call(x, time, scale, cond)
         data = combine(((m, x), (n, raw)))
+        if self.frame == "residual":
+            data = data + anchor  # type: ignore[operator]
         return (data if self.clip is None else data.clamp(*self.clip)), extras
 
     def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Tensor:
@@ -166,6 +189,11 @@ class ConvertedDenoiser(nn.Module):
         super().__init__()
         if model.process.anchored or process.anchored:
             raise ValueError("only processes without an anchor can be exchanged")
+        if model.process.tails != process.tails:
+            raise ValueError(
+                f"the model was trained on {model.process!r} and the other process is {process!r}: the noise must be of one "
+                "law; wrap the other in process.Poisson with the same D"
+            )
         self.model, self.process = model, process
         self.shape, self.hooks = getattr(model, "shape", None), getattr(model, "hooks", ())
 
@@ -241,19 +269,20 @@ def _combine_tensors(terms: Sequence[tuple[Any, Tensor]]) -> Tensor:
     return torch.zeros_like(terms[0][1]) if total is None else total
 
 
-def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Does a network or transform ask for the keyword `name` by naming it in its signature?"""
+def accepts(function: Callable[..., Any], name: str, any_keyword: bool = False) -> bool:
+    """Does a network or transform ask for the keyword `name` by naming it in its signature (or, any_keyword, by **)?"""
     if isinstance(function, nn.Module):
-        return _names(type(function).forward, name)
+        return _names(type(function).forward, name, any_keyword)
     try:
-        return _names(function, name)
+        return _names(function, name, any_keyword)
     except TypeError:  # not hashable
         return False
 
 
 @lru_cache(maxsize=1024)
-def _names(function: Callable[..., Any], name: str) -> bool:
+def _names(function: Callable[..., Any], name: str, any_keyword: bool = False) -> bool:
     try:
-        return name in inspect.signature(function).parameters
+        known = inspect.signature(function).parameters
+        return name in known or (any_keyword and any(p.kind is p.VAR_KEYWORD for p in known.values()))
     except (TypeError, ValueError):
         return False

@@ -18,6 +18,7 @@ from .._calls import count_call
 from .._random import draw, sample_keys
 from ..process import Process
 from ..process.base import float64
+from ..process.poisson import student_log_density
 
 
 class _Exact(nn.Module):
@@ -27,6 +28,8 @@ class _Exact(nn.Module):
         super().__init__()
         if not isinstance(process, Process):
             raise TypeError(f"process is {type(process).__name__}; it must be an unstir.process.Process")
+        if math.isfinite(process.tails) and not isinstance(self, Empirical):
+            raise ValueError(f"{type(self).__name__} is exact for Gaussian noise; {process!r} is heavy-tailed (use Empirical)")
         self.process, self.shape = process, tuple(shape)
 
     def _levels(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +215,8 @@ class Empirical(_Exact):
     """A data set itself, blurred: the mixture of N(x_i, bandwidth² I) over the rows of `data` (N, *).
 
     D is a softmax-weighted mean of the data (plus the kernel's own shrinkage); with bandwidth 0
-    it is the nearest datum as σ → 0.
+    it is the nearest datum as σ → 0. On a heavy-tailed process the weights are those of its own noise,
+    w_i ∝ (‖x − αx_i‖² + σ²D)^{−(n + D)/2}, and the bandwidth must be 0.
     """
 
     data: Tensor  # (N, n)
@@ -227,6 +231,8 @@ class Empirical(_Exact):
         if not bandwidth >= 0:
             raise ValueError(f"bandwidth={bandwidth} must be at least 0")
         super().__init__(process, tuple(data.shape[1:]))
+        if bandwidth > 0 and math.isfinite(process.tails):
+            raise ValueError(f"bandwidth={bandwidth} must be 0 on {process!r}: a Gaussian under heavy tails has no closed form")
         self.bandwidth = float(bandwidth)
         self.register_buffer("data", data.reshape(len(data), -1))
         self.register_buffer("norms", (self.data**2).sum(1))
@@ -236,6 +242,8 @@ class Empirical(_Exact):
         data = self.data.to(x.dtype)
         square = (x**2).sum(1, keepdim=True) - 2 * alpha * (x @ data.T) + alpha**2 * self.norms.to(x.dtype)
         n = x.shape[1]
+        if math.isfinite(self.process.tails):
+            return student_log_density(square.clamp_min(0), n, var.sqrt(), self.process.tails) - math.log(len(data))
         return -0.5 * (square / var + n * (2 * math.pi * var).log()) - math.log(len(data))
 
     def _posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

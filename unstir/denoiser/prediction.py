@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..process import FRAMES, Process
+
 Line = tuple[Tensor, Tensor, Tensor]
 
 
@@ -38,6 +40,10 @@ def _score(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Line:
     return -torch.ones_like(alpha), alpha, sigma**2
 
 
+def _shift(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Line:
+    return torch.ones_like(alpha), -torch.ones_like(alpha), torch.ones_like(alpha)
+
+
 def _edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Line:
     # D = c_skip x̂ + c_out raw in the state x = α x̂; s² = σ² + α² σ_d² is the variance of x.
     s2 = sigma**2 + (alpha * sigma_data) ** 2
@@ -50,6 +56,7 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], Line]] = {
     "velocity": _velocity,  # raw = α z − σ x0
     "flow": _flow,  # raw = z − x0
     "score": _score,  # raw = −z/σ
+    "shift": _shift,  # raw = x − x0
     "edm": _edm,  # raw = F of Elucidating the Design Space …, 2022
 }
 
@@ -86,3 +93,20 @@ class Prediction:
 
     def __repr__(self) -> str:
         return f"Prediction({self.kind!r})"
+
+
+def frame_of(process: Process, predicts: str, sees_anchor: bool, frame: str | None) -> str:
+    """The frame of a denoiser's network, checked."""
+    if not process.anchored and frame is None:
+        return "raw"
+    frame = frame or ("raw" if predicts in ("data", "shift") else "centred")
+    if frame not in FRAMES:
+        raise ValueError(f"frame={frame!r} must be one of {', '.join(FRAMES)}")
+    if frame != "raw" and not (process.anchored and sees_anchor):
+        raise ValueError(
+            f"frame={frame!r} (the default for predicts={predicts!r} on an anchored process) takes the anchor off the state: "
+            "it needs an anchored process and sees_anchor=True; without the anchor predict 'data' or 'shift'"
+        )
+    if frame == "raw" and process.anchored and predicts in ("noise", "score"):
+        raise ValueError(f"predicts={predicts!r} needs frame='centred' or 'residual': the raw state contains β y")
+    return frame

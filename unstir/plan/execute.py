@@ -18,10 +18,12 @@ from .._calls import counting
 from .._random import draw, mix
 from ..denoiser.denoiser import accepts, combine
 from ..process.base import expand
+from ..process.frames import leave
+from .frames import blind, residual
 from .hooks import Context, Hook, Steered, call_hooks, carried
 from .joint import JointPlan
 from .plan import Plan
-from .state import State, Step, begin, tree_map
+from .state import State, Step, begin, check_classes, tree_map
 
 Noise = Callable[[int], Any] | Mapping[int, Any]
 
@@ -81,7 +83,14 @@ def launch(
             f"the plan was made for the process {process!r} and the model for {own!r}; "
             "make the plan for the model's process, or use model.on(plan.process)"
         )
+    if process is not None and process.anchored and getattr(model, "sees_anchor", True) is False and not blind(plan):
+        raise ValueError(
+            f"the network does not see the anchor, so its D is E[x0 | x_t], and {getattr(plan, 'name', 'this plan')!r} needs "
+            "E[x0 | x_t, y]: use the solver 'bridge', or train with the anchor (Denoiser(sees_anchor=True))"
+        )
     state = begin(model, plan, x, shape, seed, index, anchor, dtype, device)
+    if cond:
+        check_classes(model, cond)
     given = tuple(hooks) if isinstance(hooks, list | tuple) else (hooks,)
     for hook in given:
         if not callable(hook) and not any(hasattr(hook, place) for place in ("start", "on_mean", "on_row", "index")):
@@ -117,6 +126,8 @@ def _run(
     window = getattr(plan, "window", 4)  # of generated rows, whose later lags are not known
     process = getattr(plan, "process", None)
     anchored = process is not None and process.anchored
+    frame = getattr(plan, "frame", "centred")
+    relative = anchored and frame == "residual"
     if anchored and getattr(model, "sees_anchor", False):
         cond = {**cond, "anchor": anchor}
     # A plain denoiser hands the context on to a network that asks for it.
@@ -138,11 +149,13 @@ def _run(
                         hook.start(ctx)
         if row.evaluate:
             state.calls.rows += 1
-            seen = x if not anchored else process.uncentre(x, row.t, anchor)  # type: ignore[union-attr]
+            seen = x if not anchored else leave(process, frame, x, row.t, anchor)  # type: ignore[arg-type]
             if half is not None:
                 seen = seen.to(half)
             more = {**cond, **row.kwargs} if row.kwargs else cond
             data = denoise(seen, row.t, ctx=ctx, **more) if wants_ctx else denoise(seen, row.t, **more)
+            if relative:
+                data = residual(data, anchor)  # type: ignore[arg-type]
             previous = state.history.get(number - 1) if row.momentum else None
             if type(data) is Steered:
                 carry, base, data = data.carry, _checked(data.base, x, half), _checked(data.data, x, half)
@@ -177,7 +190,7 @@ def _run(
             continue
         shown = x if half is None else x.to(half)
         if anchored:
-            shown = process.uncentre(shown, row.to, anchor)  # type: ignore[union-attr]
+            shown = leave(process, frame, shown, row.to, anchor)  # type: ignore[arg-type]
         yield Step(number, row.t, row.to, shown, data, row, state)
     state.check()
 

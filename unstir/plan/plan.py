@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..process import Process
+from ..process import FRAMES, Process
 from .row import Row
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Plan:
 
     len(plan) is the NFE: the number of rows that call the network. `offset` is the number of the
     first row (not 0 for the tail of a split plan, whose lags reach into the head); `keep` are the
-    rows whose F must outlive the plan, because the tail reads them.
+    rows whose F must outlive the plan, because the tail reads them. `frame`: what the rows act on, see `frames`.
     """
 
     def __init__(
@@ -44,9 +44,12 @@ class Plan:
         order: float | None = None,
         offset: int = 0,
         keep: frozenset[int] = frozenset(),
+        frame: str = "centred",
     ) -> None:
+        if frame not in FRAMES:
+            raise ValueError(f"frame={frame!r} must be one of {', '.join(FRAMES)}")
         self.rows = tuple(rows)
-        self.process, self.keep = process, keep
+        self.process, self.keep, self.frame = process, keep, frame
         self.name, self.options, self.order, self.offset = name, MappingProxyType(dict(options)), order, offset
         if not self.rows:
             raise ValueError("a plan needs at least one row")
@@ -63,6 +66,11 @@ class Plan:
                     raise ValueError(
                         f"row {i}: {letter} is not finite ({value}); the grid or the process does not fit the solver"
                     )
+        if row.noisy and math.isfinite(self.process.tails):
+            raise ValueError(
+                f"row {i} adds Gaussian noise, and the noise of {self.process!r} is heavy-tailed: such a process has no SDE, "
+                "ancestral step or churn; use a deterministic solver such as 'heun'"
+            )
         first = i + self.offset == 0
         if row.momentum and (first or (i > 0 and not self.rows[i - 1].evaluate)):
             raise ValueError(f"row {i}: s ≠ 0 needs the F of the row before it, which does not exist")
@@ -172,7 +180,7 @@ class Plan:
 
     def _with(self, rows: Sequence[Row], **changes: Any) -> Plan:
         same = {"name": self.name, "options": self.options, "order": self.order, "offset": self.offset, "keep": self.keep}
-        return Plan(rows, self.process, **{**same, **changes})
+        return Plan(rows, self.process, **{**same, "frame": self.frame, **changes})
 
     def map_rows(self, change: Any) -> Plan:
         """A plan with change(i, row) for every row; the recipe is dropped, since the table is no longer its."""

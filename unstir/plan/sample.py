@@ -50,7 +50,8 @@ def sample(
     nfe: number of network calls when plan is None or a name (default 20).
     seed, index: sample i of the batch uses the random stream (seed, index[i]), index = 0, 1, … by
         default, or a seed of its own if seed is a sequence. A sample therefore does not depend on
-        the batch it is drawn in, nor on the device.
+        the batch it is drawn in, nor on the device. In float64 the noise is another one than in float32
+        (which half types draw in): to compare the two, give x= and noise=.
     hooks: see `unstir.plan.hooks`; those that the model brings along (`model.hooks`) run first.
     anchor: y of an anchored process.
     noise: {row: tensor} or row -> tensor, used instead of drawn noise.
@@ -104,7 +105,7 @@ def choose(model: Any, plan: Any, nfe: int | None) -> Any:
         return shipped[nfe]
     if not hasattr(model, "process"):
         raise TypeError(f"model {type(model).__name__} has no process; give plan=, a plan made for its process")
-    return make(plan or "auto", model.process, nfe=nfe)
+    return make(plan or "auto", model, nfe=nfe)
 
 
 def compiled(model: Any) -> Any:

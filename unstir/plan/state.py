@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._calls import Calls
-from .._random import PRIOR, draw, mix, sample_keys
-from ..process.base import expand
+from .._random import mix, sample_keys
+from ..process.frames import enter, leave
 from .joint import JointPlan
 
 HALF = (torch.float16, torch.bfloat16)
@@ -22,7 +22,7 @@ HALF = (torch.float16, torch.bfloat16)
 class State:
     """All there is of a run between two rows: pass it as `x` to go on with the tail of a split plan.
 
-    x is centred (x − βy) where the process is anchored, and float32 in a half-precision run, whose
+    x is in the plan's frame (centred, x − βy) where the process is anchored, and float32 in a half-precision run, whose
     dtype is `half`; history is {row number: F}; keys are the random keys of the samples.
     memory is what transforms keep for one run, by transform.
     """
@@ -42,8 +42,9 @@ class State:
             self.history = dict.fromkeys(self.history, self.history[max(self.history)])
 
     def permute(self, perm: Tensor) -> None:
-        """Reorder the samples of the history and of every hook with an `index` method."""
-        self.history = {i: tree_map(lambda f: f[perm], value) for i, value in self.history.items()}
+        """Reorder the samples of the history, of what transforms remember, and of every hook with an `index` method."""
+        self.history = {i: tree_map(lambda f: f[perm.to(f.device)], value) for i, value in self.history.items()}
+        self.memory = {owner: _reordered(value, perm) for owner, value in self.memory.items()}
         for hook in self.hooks:
             if hasattr(hook, "index"):
                 hook.index(perm)
@@ -91,6 +92,15 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     return function(tree, *others)
 
 
+def _reordered(value: Any, perm: Tensor) -> Any:
+    """`value` with every tensor in it that has one entry a sample reordered."""
+    if isinstance(value, Tensor):
+        return value[perm.to(value.device)] if value.ndim and len(value) == len(perm) else value
+    if type(value) in (tuple, list):
+        return type(value)(_reordered(part, perm) for part in value)
+    return {key: _reordered(part, perm) for key, part in value.items()} if isinstance(value, dict) else value
+
+
 def _finite(x: Any) -> bool:
     return all(bool(torch.isfinite(leaf).all()) for leaf in (x.values() if isinstance(x, dict) else (x,)))
 
@@ -112,34 +122,64 @@ def begin(
         )
     process = getattr(plan, "process", None)
     anchored = process is not None and process.anchored
+    frame = getattr(plan, "frame", "centred")
     if anchored and anchor is None:
         raise ValueError(f"the plan's process {process!r} is anchored: pass anchor=, a tensor of the state's shape")
     if isinstance(x, Tensor) and isinstance(shape, tuple | list) and tuple(shape) != tuple(x.shape):
         raise ValueError(f"shape={tuple(shape)} contradicts x, which has {tuple(x.shape)}; give one of them")
     if x is not None:
         batch = _check_state(x, plan)
-        x = process.centre(x, plan.start, anchor) if anchored else x  # type: ignore[union-attr]
+        x = enter(process, frame, x, plan.start, anchor) if anchored else x  # type: ignore[arg-type]
         half = x.dtype if isinstance(x, Tensor) and x.dtype in HALF else None
         return State(x if half is None else x.float(), sample_keys(batch, seed, index), half=half)
     if device is None:
         parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
         device = parameter.device if parameter is not None else "cpu"
-    shape = full_shape(model, shape)
+    device = _device(device)
+    shape = full_shape(model, anchor.shape if anchored and shape is None else shape)  # type: ignore[union-attr]
     if not isinstance(shape, dict):
         keys = sample_keys(shape[0], seed, index)
         half = dtype if dtype in HALF else None
-        z = draw(keys, shape[1:], PRIOR, dtype if half is None else torch.float32, device)
-        return State(_scaled(z, plan), keys, half=half)
+        drawn = dtype if half is None else torch.float32
+        start = plan.process.start(keys, shape[1:], plan.start, anchor=anchor, dtype=drawn, device=device)
+        if anchored and frame != "centred":
+            x = leave(process, "centred", start, plan.start, anchor)  # type: ignore[arg-type]
+            start = enter(process, frame, x, plan.start, anchor)  # type: ignore[arg-type]
+        return State(start, keys, half=half)
     keys = sample_keys(next(iter(shape.values()))[0], seed, index)
     start = {}
     for leaf, (name, size) in enumerate(shape.items()):
-        z = draw([mix(k, 1 + leaf) for k in keys], size[1:], PRIOR, dtype, device)
-        start[name] = _scaled(z, plan.plans[name] if isinstance(plan, JointPlan) else plan)
+        own = plan.plans[name] if isinstance(plan, JointPlan) else plan
+        start[name] = own.process.start([mix(k, 1 + leaf) for k in keys], size[1:], own.start, dtype=dtype, device=device)
     return State(start, keys)
 
 
-def _scaled(z: Tensor, plan: Any) -> Tensor:
-    return expand(plan.process.sigma(plan.start), z) * z
+def _device(device: Any) -> torch.device:
+    """The device, if this torch has it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def check_classes(model: Any, cond: Mapping[str, Any]) -> None:
+    """Refuse class numbers that a model with named classes does not have; numbers on a device are not looked at.
+
+    model.meta["null"] = {keyword: K} says that the network's numbers are 0 … K, K for any class.
+    """
+    for name, last in getattr(model, "meta", {}).get("null", {}).items():
+        given = cond.get(name)
+        if given is None or type(last) is not int or (isinstance(given, Tensor) and given.device.type != "cpu"):
+            continue
+        try:
+            numbers = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            numbers = torch.empty(0)
+        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+            raise TypeError(f"{name}={given!r} must be whole numbers of classes, 0 … {last} ({last}: any)")
+        wrong = numbers[(numbers < 0) | (numbers > last)].flatten()
+        if len(wrong):
+            raise ValueError(f"{name} has the class {int(wrong[0])}; the model knows 0 … {last} ({last}: any)")
 
 
 def full_shape(model: Any, shape: Any) -> Any:

@@ -34,6 +34,7 @@ def table(plan: Plan, width: int = 80) -> str:
         f"{plan.name}: {len(plan)} calls, order {plan.order if plan.order is not None else '?'}, "
         f"{'stochastic' if plan.stochastic else 'deterministic'}, {len(plan.rows)} rows",
         f"{plan.process!r}"[:width],
+        *_warning(plan),
         "row " + "".join(f"{h:>9}" for h in heads) + (f"  +{hidden} lags" if hidden else ""),
     ]
     for i, row in enumerate(plan.rows):
@@ -49,6 +50,15 @@ def table(plan: Plan, width: int = 80) -> str:
         else f"end {_number(plan.end):>8}"
     )
     return "\n".join(lines)
+
+
+def _warning(plan: Plan) -> list[str]:
+    """A line for a process that does not reach its anchor, where sampling begins with it."""
+    off = getattr(plan.process, "mismatch", 0.0)
+    if off <= 0.1 or plan.start != 1:
+        return []
+    alpha = float(plan.process.alpha(1.0))
+    return [f"its start y + σz is off by {alpha:.2g} (x0 − y), {off:.2g} σ a unit: see solvers.refined"]
 
 
 def used_letters(plan: Plan) -> list[str]:
@@ -87,9 +97,14 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "keep": sorted(plan.keep),
         "fingerprint": fingerprint(plan),
         "process": plan.process.spec(),
+        **_frame(plan),
         "options": _plain(dict(plan.options)),
         "rows": [_row_to_dict(row) for row in plan.rows],
     }
+
+
+def _frame(plan: Plan) -> dict[str, str]:
+    return {} if plan.frame == "centred" else {"frame": plan.frame}
 
 
 def _row_to_dict(row: Row) -> dict[str, Any]:
@@ -145,7 +160,7 @@ def from_dict(data: Any, where: str = "plan") -> Plan:
         ]
         process = from_spec(data["process"])
         known = {key: data[key] for key in ("name", "options", "order", "offset")}
-        plan = Plan(rows, process, keep=frozenset(data["keep"]), **known)
+        plan = Plan(rows, process, keep=frozenset(data["keep"]), frame=data.get("frame", "centred"), **known)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None
     if data.get("fingerprint") != fingerprint(plan):
@@ -156,7 +171,7 @@ def from_dict(data: Any, where: str = "plan") -> Plan:
 def fingerprint(plan: Plan) -> str:
     """First 16 hex digits of the SHA-256 of all rows and the process (not of the name or the recipe)."""
     rows = [_row_to_dict(row) for row in plan.rows]
-    content = {"process": plan.process.spec(), "offset": plan.offset, "keep": sorted(plan.keep), "rows": rows}
+    content = {"process": plan.process.spec(), "offset": plan.offset, "keep": sorted(plan.keep), "rows": rows, **_frame(plan)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .anchored import OUVE, Anchored, MeanReverting
 from .base import Process
+from .frames import FRAMES
+from .interpolant import GAMMAS, Interpolant, Marginal, Mirror, OneSided
+from .poisson import Poisson
+from .residual import RDDM, BrownianBridge, ResShift
 from .schedules import EDM, VE, VP, Cosine, Flow, SubVP
 from .table import Shifted, Table, from_betas, resolution_shift, shifted, zero_terminal
 
 KINDS: dict[str, type[Process]] = {kind.__name__: kind for kind in (VP, Cosine, SubVP, VE, EDM, Flow, Table, Shifted)}
+KINDS |= {kind.__name__: kind for kind in (Interpolant, Mirror, OneSided, Marginal, Poisson)}
+KINDS |= {kind.__name__: kind for kind in (MeanReverting, ResShift, RDDM, BrownianBridge, OUVE)}
 
 
 def from_spec(spec: Mapping[str, Any]) -> Process:
@@ -31,12 +38,25 @@ def from_spec(spec: Mapping[str, Any]) -> Process:
 
 __all__ = [
     "EDM",
+    "FRAMES",
+    "GAMMAS",
     "KINDS",
+    "OUVE",
+    "RDDM",
     "VE",
     "VP",
+    "Anchored",
+    "BrownianBridge",
     "Cosine",
     "Flow",
+    "Interpolant",
+    "Marginal",
+    "MeanReverting",
+    "Mirror",
+    "OneSided",
+    "Poisson",
     "Process",
+    "ResShift",
     "Shifted",
     "SubVP",
     "Table",

@@ -9,12 +9,14 @@ any shape; every result is a float64 tensor of that shape on the same device.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._random import normal
+from .._random import PRIOR, draw, sample_keys
 
 Time = float | Tensor
 
@@ -45,6 +47,7 @@ class Process:
 
     span: tuple[float, float] = (1e-3, 1.0)
     anchored: bool = False
+    tails: float = math.inf  # degrees of freedom of the noise: ∞ is Gaussian, see `process.Poisson`
 
     # -- what a subclass defines -------------------------------------------------------------
     def alpha(self, t: Time) -> Tensor:
@@ -159,12 +162,51 @@ class Process:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """The start of sampling, β(t) y + σ(t) z: the forward law at t with the data forgotten.
+        """The start of sampling, β(t) y + σ(t) z: the forward law at t with the data forgotten (see `start`).
 
         Sample i of the batch has its own random stream (seed, i), see `unstir.sample`.
         """
-        z = normal(shape, seed=seed, dtype=dtype, device=device)
-        return self.uncentre(expand(self.sigma(t), z) * z, t, anchor)
+        if not shape or any(int(n) < 1 for n in shape):
+            raise ValueError(f"shape={tuple(shape)} must be (batch, *), all sizes at least 1")
+        start = self.start(sample_keys(shape[0], seed), shape[1:], t, anchor=anchor, dtype=dtype, device=device)
+        return self.uncentre(start, t, anchor)
+
+    def start(
+        self,
+        keys: Sequence[int],
+        shape: Sequence[int],
+        t: Time = 1.0,
+        *,
+        anchor: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """σ(t) z, the centred prior, one sample per key: where a run begins that is given no state.
+
+        (Processes whose anchor is like the data start around it, see `process.Anchored`.)
+        """
+        z = self.noise(keys, shape, PRIOR, dtype=dtype, device=device)
+        return expand(self.sigma(t), z) * z
+
+    def noise(
+        self,
+        keys: Sequence[int],
+        shape: Sequence[int],
+        stream: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """The z of `stir`, (len(keys), *shape), row i from the stream (keys[i], stream): standard normal here.
+
+        Training and the start of sampling draw it; noise in between is the plan's, and always normal.
+        """
+        return draw(keys, shape, stream, dtype, device)
+
+    def log_prior(self, x: Tensor, t: Time = 1.0) -> Tensor:
+        """log density of σ(t) z at the centred states x (B, *), shape (B,)."""
+        sigma = self.sigma(t).to(x)
+        return -0.5 * ((x.flatten(1) / sigma) ** 2 + math.log(2 * math.pi) + 2 * sigma.log()).sum(1)
 
     def posterior(self, s: Time, t: Time) -> tuple[Tensor, Tensor, Tensor]:
         """(a, b, c) of the linear-Gaussian step x_s | x_t, x0 ~ N(a x_t + b x0, c²), s cleaner than t.

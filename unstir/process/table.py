@@ -24,8 +24,8 @@ class Table(Process):
 
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor | np.ndarray) -> None:
         table = float64(np.asarray(alphas_cumprod, dtype=np.float64)).flatten()
-        if len(table) < 2:
-            raise ValueError(f"alphas_cumprod has {len(table)} entries; a table needs at least 2")
+        if not len(table):
+            raise ValueError("alphas_cumprod is empty; a table needs at least one level")
         if not bool(torch.isfinite(table).all()) or float(table.max()) >= 1 or float(table.min()) < 0:
             raise ValueError("alphas_cumprod must be finite, below 1 and at least 0 (0 only at the last level)")
         if not bool((table.diff() < 0).all()):
@@ -128,6 +128,8 @@ class Shifted(Process):
             raise ValueError(f"shift={shift} must be a finite number > 0")
         if base.anchored:
             raise ValueError("only processes without an anchor can be shifted")
+        if math.isfinite(base.tails):
+            raise ValueError(f"shift the process inside instead: Poisson(D={base.tails:g}, base=shifted(…))")
         self.base, self.shift = base, float(shift)
         self.span = base.span
 

@@ -13,15 +13,17 @@ from . import catalogue  # noqa: F401  (fills the register)
 from .adams import deis, ghvb, heavy_ball, ipndm, plms
 from .adaptive import Adaptive, LangevinCorrected
 from .analyse import Analysis, analyse, stability_interval, stability_region
+from .bridge import bridge, refined, reverse_diffusion
 from .corrected import auto, er_sde, flow_adams, sa_solver, unipc
 from .ems import Statistics, ems_multistep
+from .field import DIFFUSIONS, field_plan
 from .grids import GRIDS, Grid, make_grid
 from .invertible import inverse, invertible, two_step
 from .levels import Levels, phi
 from .multistep import multistep
 from .onestep import ddim, ddpm, renoise, sde
 from .pndm import pndm
-from .registry import MODEL_SOLVERS, SOLVERS, Solver, compile_plan, compiler, find, register, split_name
+from .registry import FIELD_SOLVERS, MODEL_SOLVERS, SOLVERS, Solver, compile_plan, compiler, find, register, split_name
 from .singlestep import dpmpp_sde, exp_rk, fast_orders, rho_rk
 from .transforms import churn, corrected, restart, reversed_plan
 
@@ -46,12 +48,15 @@ def plan(
     start, end: times in [0, 1]; end = 0 is clean data, where the last row returns D exactly.
     options: of the solver, such as eta or order.
     """
-    process = getattr(process, "process", process)
+    model, process = process, getattr(process, "process", process)
     if not isinstance(process, Process):
         raise TypeError(f"process is {type(process).__name__}; give an unstir.process.Process or a denoiser")
+    if name == "auto" and process.anchored and getattr(model, "sees_anchor", True) is False:
+        name = "bridge"  # the one step that a network which does not see the anchor allows
     name, named_grid = split_name(name)
     grid = named_grid if named_grid and grid == "auto" else grid
     entry = find(name)
+    grid = entry.grid if isinstance(grid, str) and grid == "auto" else grid
     if nfe is None:
         if isinstance(grid, str) or callable(grid):
             raise ValueError("give nfe=, the number of network calls (or grid= with the nodes themselves)")
@@ -66,6 +71,8 @@ def plan(
 
 
 __all__ = [
+    "DIFFUSIONS",
+    "FIELD_SOLVERS",
     "GRIDS",
     "MODEL_SOLVERS",
     "SOLVERS",
@@ -77,6 +84,7 @@ __all__ = [
     "Statistics",
     "analyse",
     "auto",
+    "bridge",
     "churn",
     "compile_plan",
     "compiler",
@@ -89,6 +97,7 @@ __all__ = [
     "er_sde",
     "exp_rk",
     "fast_orders",
+    "field_plan",
     "find",
     "flow_adams",
     "ghvb",
@@ -102,9 +111,11 @@ __all__ = [
     "plan",
     "plms",
     "pndm",
+    "refined",
     "register",
     "renoise",
     "restart",
+    "reverse_diffusion",
     "reversed_plan",
     "rho_rk",
     "sa_solver",

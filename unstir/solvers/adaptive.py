@@ -131,6 +131,8 @@ class LangevinCorrected:
             raise ValueError(f"snr={self.snr} must be > 0 and steps={self.steps} at least 1")
         if any(lag for row in self.plan.rows if row.boundary for lag in row.b) and self.plan.history > 3:
             raise ValueError("the plan reads more than 3 predictions back; use a plan of lower order")
+        if math.isfinite(self.plan.process.tails):
+            raise ValueError(f"Langevin steps need the score of Gaussian noise; {self.plan.process!r} is heavy-tailed")
 
     @property
     def process(self) -> Process:

@@ -6,6 +6,7 @@ order is the measured order of convergence (weak order for stochastic solvers).
 from __future__ import annotations
 
 from .adams import deis, ghvb, heavy_ball, ipndm, plms, plms_stages
+from .bridge import bridge
 from .corrected import auto, er_sde, flow_adams, sa_solver, unipc
 from .ems import ems_multistep
 from .invertible import two_step
@@ -44,6 +45,7 @@ register("ddpm", ddpm, 1, DDPM)
 register("ddpm-large", ddpm, 1, DDPM, {"variance": "large"})
 register("renoise", renoise, 0, "Consistency Models, 2023")
 register("sde", sde, 1, DPMPP)
+register("bridge", bridge, 1, "ResShift: Efficient Diffusion Model for Image Super-Resolution by Residual Shifting, 2023")
 
 # -- exponential multistep -------------------------------------------------------------------------------
 register("dpmpp-2m", multistep, 2, DPMPP, {"order": 2, "kind": "midpoint"})

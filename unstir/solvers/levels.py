@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..process import Process
+from ..process import Marginal, Process
 
 
 class Point(NamedTuple):
@@ -39,6 +39,8 @@ class Levels:
     """
 
     def __init__(self, process: Process, times: Sequence[float], ascending: bool = False) -> None:
+        if isinstance(process, Marginal):
+            raise ValueError(f"{process!r} is moved by a velocity in t: use a solver named 'field-…', such as 'field-heun'")
         t = torch.as_tensor([float(u) for u in times], dtype=torch.float64)
         if len(t) < 2:
             raise ValueError(f"times has {len(t)} nodes; a grid needs at least a start and an end")
@@ -80,6 +82,11 @@ class Levels:
         """The point with log-SNR λ, for inner stages."""
         t = self.process.time(lam)
         return Point(float(t), float(self.process.alpha(t)), float(self.process.sigma(t)))
+
+    @property
+    def pinned(self) -> bool:
+        """Does the grid begin where α = σ = 0 (a bridge, at its anchor)?"""
+        return self.alpha[0] == self.sigma[0] == 0
 
     @property
     def clean(self) -> bool:

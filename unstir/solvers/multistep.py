@@ -20,7 +20,7 @@ from ..plan.row import Row
 from .levels import Levels, phi
 from .registry import compiler
 
-KINDS = ("exact", "midpoint", "half", "published")
+KINDS = ("exact", "midpoint", "half", "published", "taylor")
 
 
 def moments(order: int, z: float, kind: str = "exact") -> list[float]:
@@ -28,14 +28,15 @@ def moments(order: int, z: float, kind: str = "exact") -> list[float]:
 
     "midpoint" (DPM-Solver++ 2M, UniPC B2): M_1 = φ_1/2 at order 2; "half" (UniPC B1): M_1 = ½ at
     order 2; "published" (the third-order update as printed and coded everywhere): "midpoint" at
-    order 2, and M_2 lacks its factor 2 at order 3, which makes the method second order.
+    order 2, and M_2 lacks its factor 2 at order 3, which makes the method second order; "taylor" (MR Sampler): the same
+    third-order update, exact at order 2.
     """
     m = [math.factorial(k) * phi(k + 1, z) for k in range(order)]
     if order == 2 and kind in ("midpoint", "published"):
         m[1] = phi(1, z) / 2
     elif order == 2 and kind == "half":
         m[1] = 0.5
-    elif order == 3 and kind == "published":
+    elif order == 3 and kind in ("published", "taylor"):
         m[2] /= 2
     return m
 

@@ -56,6 +56,7 @@ class Solver:
     stages: Stages = one_call_each
     options: Mapping[str, Any] = field(default_factory=dict)
     requires: tuple[str, ...] = ()
+    grid: str = "auto"
 
     @property
     def peers(self) -> dict[str, str]:
@@ -66,6 +67,7 @@ class Solver:
 
 SOLVERS: dict[str, Solver] = {}  # those that a process alone compiles
 MODEL_SOLVERS: dict[str, Solver] = {}  # those that also need something measured on a model
+FIELD_SOLVERS: dict[str, Solver] = {}  # those that integrate a vector field in t (`unstir.denoiser.Field`)
 
 
 def compiler(rows: Callable[..., Iterable[Row]]) -> Callable[..., Plan]:
@@ -93,13 +95,33 @@ def compiler(rows: Callable[..., Iterable[Row]]) -> Callable[..., Plan]:
         stages = options.get("stages")
         if stages is not None and len(stages) != levels.n:
             raise ValueError(f"stages has {len(stages)} entries for {levels.n} steps; give the calls of every step")
-        table = list(rows(levels, **options))
+        if levels.pinned:
+            rest = {**options, "stages": stages[1:]} if stages is not None else options
+            table = [restart_row(levels), *(rows(Levels(process, times[1:]), **rest) if levels.n > 1 else ())]
+        else:
+            table = list(rows(levels, **options))
         if exact_end and levels.clean:
             last = table[-1]
             table[-1] = Row(t=last.t, to=last.to, a=0.0, b={0: levels.alpha[-1]})
         return Plan(table, process, name=rows.__name__)
 
     return compile_rows
+
+
+def restart_row(levels: Levels) -> Row:
+    """The first row where α = σ = 0, X = 0 in the centred state: X' = α' D + σ' z draws the noise of the next node.
+
+    a = β'/β multiplies that 0, and lets y cancel in x' = a x + α' D + σ' z for networks that do not see it.
+    ValueError where x_t − βy still shows the data as t → 1 (λ(1) finite): nothing is known of such a start.
+    """
+    if levels.lam[0] != -math.inf:
+        raise ValueError(
+            f"{levels.process!r} is pinned at t = {levels.times[0]:g}, and λ stays finite there ({levels.lam[0]:.3g}): "
+            "start the plan below it, from a state that you know"
+        )
+    beta, beta2 = (float(levels.process.beta(t)) for t in levels.times[:2])
+    a = beta2 / beta if beta else 0.0
+    return Row(t=levels.times[0], to=levels.times[1], a=a, b={0: levels.alpha[1]}, c=levels.sigma[1])
 
 
 def _is_number(value: Any) -> bool:
@@ -114,15 +136,18 @@ def register(
     options: Mapping[str, Any] | None = None,
     stages: Stages = one_call_each,
     requires: tuple[str, ...] = (),
+    grid: str = "auto",
 ) -> None:
     """Give a compiled solver a name, under which `unstir.plan` and the command line find it.
 
     options are fixed for that name, requires are those that a caller must give;
-    stages(nfe, blank, clean) says how a budget of calls becomes steps.
+    stages(nfe, blank, clean) says how a budget of calls becomes steps; grid="auto" of a plan is `grid`.
+    Names that begin with "field-" are of solvers for vector fields.
     """
-    if name in SOLVERS or name in MODEL_SOLVERS:
+    if name in SOLVERS or name in MODEL_SOLVERS or name in FIELD_SOLVERS:
         raise ValueError(f"there is already a solver named {name!r}")
-    (MODEL_SOLVERS if requires else SOLVERS)[name] = Solver(name, compile, order, paper, stages, dict(options or {}), requires)
+    shelf = FIELD_SOLVERS if name.startswith("field-") else MODEL_SOLVERS if requires else SOLVERS
+    shelf[name] = Solver(name, compile, order, paper, stages, dict(options or {}), requires, grid)
 
 
 def _plain(name: str) -> str:
@@ -147,7 +172,7 @@ def find(name: str) -> Solver:
     if not isinstance(name, str):
         raise TypeError(f"solver name is {type(name).__name__}; give a string such as 'dpmpp-3m'")
     known = {_plain(peer): ours for names in ALIASES.values() for peer, ours in names.items()}
-    entries = SOLVERS | MODEL_SOLVERS
+    entries = SOLVERS | MODEL_SOLVERS | FIELD_SOLVERS
     known |= {_plain(ours): ours for ours in entries}
     key = _plain(name)
     if key not in known:
@@ -169,4 +194,4 @@ def compile_plan(
         given["stages"] = stages
     plan = entry.compile(process, times, **given)
     recipe = {"solver": entry.name, "nodes": [float(t) for t in times], "solver_options": options}
-    return Plan(plan.rows, process, name=entry.name, options=recipe, order=entry.order)
+    return Plan(plan.rows, plan.process, name=entry.name, options=recipe, order=entry.order, frame=plan.frame)
