@@ -64,7 +64,7 @@ def gather(pictures: Sequence[Picture], size: int | None, channels: int | None, 
     for i, picture in enumerate(pictures):
         try:
             with picture.open() as image:
-                grey &= _is_grey(image)
+                grey &= is_grey(image)
             usable.append(i)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, … by format
             skipped.append((picture.name, " ".join(str(error).split()) or type(error).__name__))
@@ -129,7 +129,7 @@ def require_pillow() -> None:
         raise ImportError('reading pictures needs Pillow: pip install "unstir[cli]"') from None
 
 
-def _is_grey(image: Any) -> bool:
+def is_grey(image: Any) -> bool:
     return image.mode in ("1", "L", "LA") or image.mode.startswith("I") or image.mode == "F"
 
 

@@ -3,6 +3,7 @@
 Metrics need only torch; pictures and plots need Pillow and matplotlib (`unstir[cli]`), imported when first used.
 """
 
+from .likelihood import log_likelihood
 from .metrics import (
     PrecisionRecall,
     TrajectoryError,
@@ -14,15 +15,19 @@ from .metrics import (
     precision_recall,
     trajectory_error,
 )
-from .pictures import grid, labelled_rows, save_png
+from .pictures import grid, labelled_rows, read_meta, save_png
 from .plots import error_plot, plan_plot
+from .quality import Quality, Tally, picture_metrics, sound_metrics
 from .report import Report
 from .samples import Score
+from .spectrograms import spectrogram_plot
 
 __all__ = [
     "PrecisionRecall",
+    "Quality",
     "Report",
     "Score",
+    "Tally",
     "TrajectoryError",
     "energy_distance",
     "error_plot",
@@ -30,10 +35,15 @@ __all__ = [
     "frechet_moments",
     "grid",
     "labelled_rows",
+    "log_likelihood",
     "memorisation",
     "mmd",
+    "picture_metrics",
     "plan_plot",
     "precision_recall",
+    "read_meta",
     "save_png",
+    "sound_metrics",
+    "spectrogram_plot",
     "trajectory_error",
 ]

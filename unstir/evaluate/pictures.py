@@ -6,8 +6,8 @@ what was generated. Pillow comes with the extra `unstir[cli]` and is imported wh
 
 from __future__ import annotations
 
-import importlib
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,20 +15,13 @@ from typing import Any
 
 import torch
 
+from .._extras import need
 from .._files import atomic_file
 from .samples import check_samples
 
 Image = Any  # PIL.Image.Image, which may not be installed
+META = "unstir"  # the name of the text in a PNG file that says how the picture came about
 GAP, PAPER, INK = 2, (255, 255, 255), (36, 41, 47)
-
-
-def need(module: str) -> Any:
-    """An optional module, or an ImportError that says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        name = module.split(".")[0]
-        raise ImportError(f"{name} is needed for this and is not installed: pip install 'unstir[cli]'") from None
 
 
 def tiles(images: Any, scale: int | None = None, value_range: tuple[float, float] | None = None, name: str = "images") -> Any:
@@ -113,17 +106,34 @@ def _paste(sheet: Image, cell: Any, x: int, y: int) -> None:
     sheet.paste(need("PIL.Image").fromarray(cell), (x, y))
 
 
-def png(image: Image) -> bytes:
-    """The PNG file of a PIL image (lossless: JPEG would change what a metric sees)."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+def png(image: Image, meta: Mapping[str, Any] | None = None) -> bytes:
+    """The PNG file of a PIL image (lossless: JPEG would change what a metric sees); for `meta` see `save_png`."""
+    texts, buffer = need("PIL.PngImagePlugin").PngInfo(), io.BytesIO()
+    if meta is not None:
+        texts.add_itxt(META, json.dumps(meta, ensure_ascii=False, allow_nan=False))
+    image.save(buffer, format="PNG", optimize=True, pnginfo=texts)
     return buffer.getvalue()
 
 
-def save_png(image: Image, path: str | Path) -> None:
-    """Writes a PIL image to `path` atomically."""
+def save_png(image: Image, path: str | Path, meta: Mapping[str, Any] | None = None) -> None:
+    """Writes a PIL image to `path` atomically.
+
+    meta: how it came about (model, seed, fingerprint of the plan, …), kept in the file as JSON under the name "unstir"
+    and read by `read_meta`; anything that JSON has.
+    """
     with atomic_file(file_name(path)) as temporary:
-        temporary.write_bytes(png(image))
+        temporary.write_bytes(png(image, meta))
+
+
+def read_meta(path: str | Path) -> dict[str, Any] | None:
+    """What `save_png` was told in `meta`; None for a picture without it. ValueError if the file is no picture."""
+    try:
+        with need("PIL.Image").open(path) as image:
+            image.load()  # texts may follow the pixels
+            told = json.loads(getattr(image, "text", {}).get(META, "null"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"path={str(path)!r} cannot be read as a picture: {' '.join(str(error).split())}") from None
+    return told if isinstance(told, dict) else None
 
 
 def file_name(path: str | Path) -> Path:

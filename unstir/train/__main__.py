@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from .config import TrainConfig
 from .main import train
 
 
@@ -16,8 +15,9 @@ def main() -> int:
         print('the command line needs tyro: pip install "unstir[cli]"', file=sys.stderr)
         return 2
     try:
-        config = tyro.cli(TrainConfig, prog="unstir train", config=(tyro.conf.PositionalRequiredArgs,))
-        result = train(config)
+        from ..cli.train import Options  # TrainConfig, with DATA as a positional argument
+
+        result = train(config := tyro.cli(Options, prog="unstir train"))
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         print(f"unstir train: {error}", file=sys.stderr)
         return 2

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..data import Dataset
+from ..data import Dataset, Pairs
 from ..denoiser import Denoiser
 from ..nets import default_condition
-from ..process import EDM, VE, VP, Cosine, Flow, Process, SubVP
+from ..process import EDM, OUVE, RDDM, VE, VP, BrownianBridge, Cosine, Flow, MeanReverting, Process, ResShift, SubVP
 
 
 class Preset(NamedTuple):
@@ -21,13 +23,22 @@ class Preset(NamedTuple):
 
 
 PRESETS = {"tiny": Preset(32, 1), "small": Preset(32, 2), "base": Preset(64, 2), "large": Preset(128, 2)}
-PROCESSES: dict[str, type[Process]] = {"vp": VP, "cosine": Cosine, "subvp": SubVP, "ve": VE, "edm": EDM, "flow": Flow}
+PROCESSES: dict[str, Callable[[], Process]] = {
+    **{"vp": VP, "cosine": Cosine, "subvp": SubVP, "ve": VE, "edm": EDM, "flow": Flow},
+    **{"mean-reverting": MeanReverting, "resshift": ResShift, "rddm": RDDM, "bridge": BrownianBridge},
+    "ouve": lambda: OUVE(1.5, 0.05 / math.sqrt(2), 0.5 / math.sqrt(2)),  # of complex spectrograms seen as two channels
+}
+ANCHORED = ("mean-reverting", "resshift", "rddm", "bridge", "ouve")
 _COARSEST = 4  # levels are added while the pictures stay at least this large
 _ATTENTION = 4  # attention at pictures of at most this size; everywhere it costs more than it gives
 
 
-def build_network(shape: tuple[int, ...], classes: int = 0, preset: str = "small", seed: int = 0) -> nn.Module:
+def build_network(
+    shape: tuple[int, ...], classes: int = 0, preset: str = "small", seed: int = 0, anchored: bool = False
+) -> nn.Module:
     """A `diffusers` UNet2DModel for pictures (C, H, W), with the initial weights of `seed`.
+
+    anchored: its input is the state and the anchor, 2C channels.
 
     Levels halve the picture down to 4 pixels (at most four levels); widths are w, 2w, 2w, 4w. With
     classes > 0 the network takes `class_labels` (B,), where the label `classes` means "none": the
@@ -56,7 +67,7 @@ def build_network(shape: tuple[int, ...], classes: int = 0, preset: str = "small
         torch.manual_seed(seed)
         network = UNet2DModel(
             sample_size=(height, width),
-            in_channels=channels,
+            in_channels=(1 + anchored) * channels,
             out_channels=channels,
             block_out_channels=tuple(first * factor for factor in (1, 2, 2, 4)[:levels]),
             layers_per_block=layers,
@@ -82,12 +93,15 @@ def build_model(
     """The denoiser to be trained on `dataset`: a network (built, or your own), a process, a prediction.
 
     σ_data is measured. The network is told 1000 t, or λ for the process "edm", whose clock is σ
-    itself and would crowd all small noise at 0.
+    itself and would crowd all small noise at 0. For `data.Pairs` (and an anchored process, and only there) it
+    works in the residual frame, sees the anchor, and σ_data is that of x0 − y.
     """
     if isinstance(process, str):
         if process not in PROCESSES:
             raise ValueError(f"process={process!r} is unknown; one of {', '.join(PROCESSES)}")
         process = PROCESSES[process]()
+    check_pairs(process, dataset)
+    paired = isinstance(dataset, Pairs)
     classes = dataset.classes if conditional else ()
     spread = dataset.std()
     if not spread > 0:
@@ -95,12 +109,24 @@ def build_model(
     meta: dict[str, Any] = {"data": dataset.describe(), "range": list(dataset.range)}
     if classes:
         meta |= {"classes": list(classes), "null": {"class_labels": len(classes)}}
+    if paired and dataset.sound is not None:
+        meta["sound"] = dataset.sound.spec()
     return Denoiser(
-        network or build_network(dataset.shape, len(classes), preset, seed),
+        network or build_network(dataset.shape, len(classes), preset, seed, paired),
         process,
         predicts,
         time="logsnr" if isinstance(process, EDM) else "thousand",
         sigma_data=spread,
+        sees_anchor=paired,
+        frame="residual" if paired else None,
         shape=dataset.shape,
         meta=meta,
     )
+
+
+def check_pairs(process: Process, dataset: Dataset) -> None:
+    """ValueError unless an anchored process meets pairs, and any other process samples."""
+    if process.anchored and not isinstance(dataset, Pairs):
+        raise ValueError(f"{process!r} is anchored: it learns from pairs (--pairs LQ GT), not from {dataset.name}")
+    if not process.anchored and isinstance(dataset, Pairs):
+        raise ValueError(f"pairs need an anchored process ({', '.join(ANCHORED)}); {process!r} has no anchor")

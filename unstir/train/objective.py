@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..process.base import expand, float64
+from ..process.frames import enter
 from .levels import Levels, levels, times
 from .weights import Weight, weight
 
@@ -26,6 +27,8 @@ def target(model: Denoiser, t: Tensor) -> tuple[Tensor, Tensor]:
     """(c, d) of the raw target c x0 + d z, from the line R raw = P x_t + Q x0 and x_t = α x0 + σ z:
 
     c = (P α + Q)/R,   d = P σ/R        (coefficients in float64: no cancellation in the state)
+
+    On an anchored process this is in the frame of the network, where x0 is x0 or x0 − y.
     """
     alpha, sigma = model.process.alpha(t), model.process.sigma(t)
     p, q, r = model.prediction.line(alpha, sigma)
@@ -35,15 +38,22 @@ def target(model: Denoiser, t: Tensor) -> tuple[Tensor, Tensor]:
 def residual(model: Denoiser, x0: Tensor, noise: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
     """(‖raw − target‖², n) per sample: mean square over the sample's values, shape (B,), and D − x0 = n (raw − target).
 
-    x0, noise: (B, *); t: (B,) float64 with |λ(t)| ≤ 12. The square is float32, n float64.
+    x0, noise: (B, *); t: (B,) float64 with |λ(t)| ≤ 12; cond: for the network, and on an anchored process `anchor`, the y of
+    every x0. The square is float32, n float64.
     """
-    if model.process.anchored:
-        raise ValueError(f"process {type(model.process).__name__} is anchored; training with anchors is not supported yet")
+    process, frame, anchor = model.process, model.frame, cond.get("anchor")
+    if process.anchored and not model.sees_anchor:
+        cond.pop("anchor", None)
     decoder = model.decoder(t)
-    x = model.process.stir(x0, t, noise)
+    x = enter(process, frame, process.stir(x0, t, noise, anchor), t, anchor)
     raw, _ = model.call(x, decoder.time.to(x.dtype), None if decoder.scale is None else expand(decoder.scale, x), cond)
     c, d = target(model, t)
-    error = raw.float() - (expand(c, x0) * x0 + expand(d, x0) * noise)
+    data = x0 - anchor if frame == "residual" and anchor is not None else x0
+    goal = expand(c, x0) * data + expand(d, x0) * noise
+    if anchor is not None and frame == "raw":  # whose state contains β y
+        p, _, r = model.prediction.line(process.alpha(t), process.sigma(t))
+        goal = goal + expand(p / r * process.beta(t), x0) * anchor
+    error = raw.float() - goal
     return error.square().flatten(1).mean(1), decoder.n.expand(len(x0))
 
 
