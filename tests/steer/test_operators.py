@@ -41,6 +41,8 @@ OPERATORS = {
     "separable-blur": (ops.separable_blur(torch.tensor([1.0, 2, 4]), SHAPE), SHAPE),
     "dense": (ops.dense(picture(7, 72, seed=4), SHAPE), SHAPE),
     "mri": (ops.mri(holes(6, 6)), SHAPE),
+    "mri-real": (ops.mri(holes(6, 6), real=True), (1, 6, 6)),
+    "explicit": (ops.explicit(ops.radon(torch.linspace(0, math.pi, 5), (1, 6, 6)), (1, 6, 6)), (1, 6, 6)),
     "radon": (ops.radon(torch.linspace(0, math.pi, 5), SHAPE), SHAPE),
     "bare": (Bare(), (4,)),
 }
@@ -82,7 +84,7 @@ def test_check_operator_passes_what_is_right(name) -> None:
     assert set(found) == {"adjoint", "pinv", "symmetric", "prox", "norm"}
 
 
-@pytest.mark.parametrize("name", ["mask", "pool-2", "blur", "separable", "dense", "mri", "radon"])
+@pytest.mark.parametrize("name", ["mask", "pool-2", "blur", "separable", "dense", "mri", "mri-real", "explicit", "radon"])
 def test_float32_in_float32_out(name) -> None:
     operator, shape = OPERATORS[name]
     x = picture(2, *shape, dtype=torch.float32)
@@ -126,11 +128,31 @@ def test_each_measures_what_its_name_says() -> None:
     torch.testing.assert_close(ops.separable_blur(k, SHAPE, 0.0).A(x), conv)
     k_space = torch.fft.fft2(torch.complex(x[:, 0], x[:, 1]), norm="ortho")
     torch.testing.assert_close(ops.mri(torch.ones(6, 6)).A(x), torch.stack((k_space.real, k_space.imag), 1))
+    z = torch.fft.fft2(x[:, :1], norm="ortho")[:, 0] * holes(6, 6)
+    torch.testing.assert_close(ops.mri(holes(6, 6), real=True).A(x[:, :1]), torch.stack((z.real, z.imag), 1))
     radon = ops.radon(torch.tensor([0.0, math.pi / 2]), SHAPE)
     y = radon.A(x)
     torch.testing.assert_close(y[:, :, 0] / y[0, 0, 0, 0], x.sum(2) / x.sum(2)[0, 0, 0])
     assert (y[:, :, 1] / x.sum(3)).std() < 1e-6 or (y[:, :, 1] / x.sum(3).flip(2)).std() < 1e-6
     assert ops.norm(radon, x) == pytest.approx(1, rel=1e-3)
+
+
+def test_explicit_is_the_operator_and_forgets_only_what_is_hardly_seen() -> None:
+    operator, x = ops.radon(torch.linspace(0, math.pi, 4), SHAPE), picture(2, *SHAPE)
+    matrix_ = ops.explicit(operator, SHAPE, 0.0)
+    torch.testing.assert_close(matrix_.A(x), operator.A(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(matrix_.A_adjoint(operator.A(x)), operator.A_adjoint(operator.A(x)), rtol=1e-9, atol=1e-9)
+    rough = ops.explicit(operator, SHAPE, 0.1)
+    assert 0 < int((rough.s > 0).sum()) < int((matrix_.s > 0).sum())
+
+
+def test_lines_of_k_space() -> None:
+    keep = ops.lines((8, 16), 4, center=0.1, seed=1)
+    assert int(keep[0].sum()) == 4
+    assert torch.equal(keep, keep[:1].expand(8, 16))
+    assert keep[0, 0] == 1
+    assert not torch.equal(keep, ops.lines((8, 16), 4, center=0.1, seed=2))
+    assert torch.equal(ops.lines((8, 16), 1), torch.ones(8, 16))
 
 
 def test_phase_retrieval_cannot_see_the_sign() -> None:
@@ -160,10 +182,29 @@ def test_conjugate_gradients_stop_where_the_curvature_is_not_positive() -> None:
         (lambda: ops.separable_blur(torch.ones(4), SHAPE), "odd length"),
         (lambda: ops.dense(torch.ones(3, 5), (4,)), "need 4 columns"),
         (lambda: ops.mri(torch.ones(4, 4)).A(torch.zeros(1, 1, 4, 4)), "complex picture"),
+        (lambda: ops.mri(torch.ones(4, 4), real=True).A(torch.zeros(1, 2, 4, 4)), "a real picture"),
+        (lambda: ops.mri(torch.ones(4, 4), real=True).A_adjoint(torch.zeros(1, 1, 4, 4)), "measured k-space"),
+        (lambda: ops.lines((8, 8), 0.5), "acceleration=0.5"),
+        (lambda: ops.explicit(ops.mask(torch.ones(1)), (1, 128, 128)), "at most 4096"),
         (lambda: ops.radon(torch.zeros(2), (1, 4, 5)), "angles"),
         (lambda: ops.phase_retrieval(0), "oversample=0"),
     ],
-    ids=["values", "mask", "factor", "divide", "kernel", "odd", "dense", "mri", "radon", "oversample"],
+    ids=[
+        "values",
+        "mask",
+        "factor",
+        "divide",
+        "kernel",
+        "odd",
+        "dense",
+        "mri",
+        "real",
+        "k",
+        "lines",
+        "large",
+        "radon",
+        "oversample",
+    ],
 )
 def test_wrong_settings_are_named(make, words) -> None:
     with pytest.raises(ValueError, match=words):

@@ -23,6 +23,7 @@ from .._random import draw, mix, sample_keys
 from ..plan import Plan, sample
 from ..plan.row import Row
 from ..process.base import expand, float64
+from .guidance import needs_score
 
 _CHAIN = 1 << 32  # the first noise stream of a chain, far from those of plans (row r uses stream r + 1)
 
@@ -78,6 +79,7 @@ class ProductChain:
         guard: float | None = None,
     ) -> None:
         process = model.process
+        needs_score(model, "a Langevin chain")
         if not bool((process.alpha(torch.linspace(0, 1, 5)) == 1).all()):
             raise ValueError(f"model.process is {process!r}; the chain needs α = 1: pass model.on(unstir.process.EDM())")
         if not eta >= 0 or (guard is not None and not guard > 0):

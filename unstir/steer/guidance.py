@@ -45,6 +45,16 @@ def _needs_process(model: Any, what: str) -> None:
         raise TypeError(f"{what} needs a model that knows its process (an unstir.Denoiser); {type(model).__name__} does not")
 
 
+def needs_score(model: Any, what: str) -> None:
+    """ValueError if the process has no Tweedie formula, D = (x + σ²∇ log p_t(x))/α, on which `what` rests."""
+    tails = getattr(getattr(model, "process", None), "tails", math.inf)
+    if math.isfinite(tails):
+        raise ValueError(
+            f"{what} moves D by a score, and with heavy-tailed noise (D = {tails:g}) D and the score are not related by Tweedie's "
+            "formula; use a model of Gaussian noise"
+        )
+
+
 def _scale_at(scale: Schedule, model: Any, t: Tensor | float) -> float:
     return float(scale(float(model.process.logsnr(float64(t).flatten()[0])))) if callable(scale) else float(scale)
 
@@ -161,6 +171,7 @@ def classifier(model: Any, log_prob: Callable[[Tensor, Any], Tensor], scale: flo
     the state says nothing, and D is left alone.
     """
     _needs_process(model, "classifier guidance")
+    needs_score(model, "classifier guidance")
 
     def rule(x: Tensor, t: Tensor | float, ctx: Context | None, cond: dict[str, Any]) -> Tensor:
         data = evaluate(model, x, t, ctx, cond)
@@ -175,6 +186,7 @@ def energy(model: Any, energy: Callable[[Tensor], Tensor], scale: float = 1.0) -
     energy(D): (B,), small where the data prediction is as wanted. One backward call a row.
     """
     _needs_process(model, "loss guidance")
+    needs_score(model, "loss guidance")
 
     def rule(x: Tensor, t: Tensor | float, ctx: Context | None, cond: dict[str, Any]) -> Tensor:
         with torch.enable_grad():

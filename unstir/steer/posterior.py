@@ -14,12 +14,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._random import draw
 from ..plan.hooks import CARRIES, Context, Steered
-from .guidance import Transform, evaluate
+from ..process.base import expand
+from .daps import daps
+from .guidance import Transform, evaluate, needs_score
 from .operators import is_linear, is_spectral
 from .operators.derive import singular
-from .replace import DDRM, Replace
-from .shifts import Seen, Shift, ddnm, diffpir, dps, pigdm, tmpd
+from .replace import DDRM, Renoise, Replace
+from .shifts import Seen, Shift, ddnm, diffpir, dps, flowchef, mcg, pigdm, tmpd
+
+_STREAM = 1 << 35  # the first noise stream of methods that draw within a row, 4096 to each
 
 
 class Method(NamedTuple):
@@ -32,6 +37,7 @@ class Method(NamedTuple):
     hook: bool = False  # works between rows, through the transform's own hook
     needs: str = "linear"  # operator: "linear", "spectral", "inverse" (linear, or with A_dagger) or "any"
     noiseless: bool = False
+    after: Callable[..., Any] | None = None  # a hook that runs too
 
 
 METHODS: dict[str, Method] = {
@@ -41,6 +47,10 @@ METHODS: dict[str, Method] = {
     "tmpd": Method(tmpd, backward=6),  # steps + 1
     "dps": Method(dps, "noise", backward=1, needs="any"),
     "ddrm": Method(DDRM, hook=True, needs="spectral"),
+    "mcg": Method(mcg, "noise", backward=1, noiseless=True, after=Replace),
+    "daps": Method(daps, forward=5, needs="any", after=Renoise),  # forward: the option ode
+    "steered": Method(ddnm, needs="inverse", noiseless=True),
+    "flowchef": Method(flowchef, "velocity", needs="any"),
     "ilvr": Method(Replace, hook=True, noiseless=True),
     "repaint": Method(Replace, hook=True, noiseless=True),
 }
@@ -61,13 +71,18 @@ def posterior(
 
     model: a denoiser that knows its process.   operator: see `steer.operators`; any of `deepinv.physics`.
     y: (B, …) or (1, …), in the units of the model's data.   noise: σ_y, in the same units.
-    method, each with one forward call a row:
+    method, each with one forward call a row unless it says otherwise:
         "pigdm"    ΠGDM; 1 backward call; option data_std
         "tmpd"     moment matching; at most steps + 1 backward calls; options steps, data_std, below
         "dps"      DPS; 1 backward call; any differentiable operator; strength is ζ
         "diffpir"  DiffPIR, a proximal step; options lam, data_std
         "ddnm"     DDNM, a projection; σ_y = 0
         "ddrm"     DDRM, which is DDNM+ too; a hook; spectral operators; options eta, eta_b, rule
+        "mcg"      DPS within the null space, and the seen part drawn anew; σ_y = 0; 1 backward call
+        "daps"     DAPS: a draw of x0 round the end of a short run, stirred anew; `ode` forward calls; any
+                   differentiable operator; options ode, data_std, langevin, rate
+        "flowchef" gradient steps on D, no backward call; any differentiable operator; options step, inner
+        "steered"  steered diffusion with a linear condition: DDNM that recomputes the noise estimate
         "ilvr"     after every row the seen part is drawn anew from y; a hook; σ_y = 0; option until
         "repaint"  the same, with the rows of `steer.repaint_plan`
     strength: D' = D + strength · (D* − D), of a hook likewise for X; 0 is the model itself.
@@ -83,22 +98,28 @@ def posterior(
     entry = METHODS[method]
     if getattr(model, "process", None) is None:
         raise TypeError(f"posterior needs a model that knows its process (an unstir.Denoiser); {type(model).__name__} does not")
+    if method not in ("ddnm", "steered"):  # projections of D; all others rest on Gaussian noise
+        needs_score(model, f"method={method!r}")
     for name, value in {"noise": noise, "strength": strength}.items():
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value} must be finite and at least 0")
     if entry.noiseless and noise > 0:
-        raise ValueError(f"method={method!r} takes y for exact, but noise={noise}; use 'pigdm', 'tmpd', 'diffpir' or 'ddrm'")
+        raise ValueError(
+            f"method={method!r} takes y for exact, but noise={noise}; use 'pigdm', 'tmpd', 'diffpir', 'ddrm' or 'daps'"
+        )
     if carry is not None and (entry.hook or carry not in CARRIES):
         raise ValueError(f"carry={carry!r} must be one of {', '.join(CARRIES)}, and None for a method that is a hook")
     _check_options(method, entry, options)
     _check_operator(method, entry.needs, operator)
-    y = _check_measurement(operator, y, getattr(model, "shape", None), noise)
+    y = check_measurement(operator, y, getattr(model, "shape", None), noise)
     if entry.hook:
         hook = entry.make(model.process, operator, y, noise, strength, **options)
         transform = Transform(lambda x, t, ctx, cond: evaluate(model, x, t, ctx, cond), model, hooks=(hook,))
     else:
         shift = entry.make(noise, **options)
-        transform = Transform(_steered(model, operator, y, shift, strength, carry or entry.carry, entry.backward > 0), model)
+        rule = _steered(model, operator, y, shift, strength, carry or entry.carry, entry.backward > 0)
+        after = () if entry.after is None else (entry.after(model.process, operator, y, noise, strength),)
+        transform = Transform(rule, model, hooks=after)
     transform.method = entry  # type: ignore[assignment]
     return transform
 
@@ -118,7 +139,17 @@ def _steered(
         else:
             data = evaluate(model, x, t, ctx, cond)
         process, to = model.process, t if ctx is None else ctx.to
-        seen = Seen(operator, y.to(data), x, data, process.alpha(t), process.sigma(t), process.noise_ratio(to))
+        seen = Seen(
+            operator,
+            y.to(data),
+            x,
+            data,
+            process.alpha(t),
+            process.sigma(t),
+            process.noise_ratio(to),
+            lambda u, level: _again(model, process, u, level, ctx, cond),
+            lambda k, like: _normal(ctx, k, like),
+        )
         if len(y) not in (1, len(x)):
             raise ValueError(f"y has {len(y)} measurements for a batch of {len(x)}; give one for all or one per sample")
         move = shift(seen)
@@ -127,6 +158,18 @@ def _steered(
         return moved if carry == "data" else Steered(moved, base, carry)
 
     return rule
+
+
+def _again(model: Any, process: Any, hat: Tensor, level: Tensor, ctx: Context | None, cond: dict[str, Any]) -> Tensor:
+    """D at x̂ and σ̂ (a number or (B,)): x = α x̂ at the time of that level."""
+    t = process.time(-level.log())
+    return evaluate(model, expand(process.alpha(t), hat) * hat, t, ctx, cond)
+
+
+def _normal(ctx: Context | None, k: int, like: Tensor) -> Tensor:
+    if ctx is None:
+        raise ValueError("the method draws noise, which belongs to a run: use it with unstir.sample, not by a call of its own")
+    return draw(ctx.run.keys, like.shape[1:], _STREAM + (ctx.index << 12) + k, like.dtype, like.device)
 
 
 # -- what is asked of the arguments --------------------------------------------------------------------------------
@@ -153,7 +196,7 @@ def _check_operator(method: str, needs: str, operator: Any) -> None:
         raise ValueError(f"method={method!r} needs an operator that is linear{also}; use 'dps' for this one")
 
 
-def _check_measurement(operator: Any, y: Any, shape: Any, noise: float) -> Tensor:
+def check_measurement(operator: Any, y: Any, shape: Any, noise: float) -> Tensor:
     """y, without the part that no x can give: it is noise, or a mistake where σ_y = 0."""
     if not isinstance(y, Tensor):
         raise TypeError(f"y is {type(y).__name__}; give the measurement as a tensor (B, …)")

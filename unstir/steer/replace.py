@@ -84,6 +84,7 @@ class DDRM:
                 raise ValueError(f"{name}={value} must lie in [0, 1]")
         self.process, self.operator, self.y, self.noise, self.strength = process, operator, y, noise, strength
         self.eta, self.eta_b, self.rule = eta, eta_b, rule
+        self._measured: Tensor | None = None  # Uᵀy, the same in every row
 
     def on_row(self, ctx: Context, x: Tensor) -> Tensor | None:
         if ctx.data is None:
@@ -99,7 +100,11 @@ class DDRM:
         z = _noise(ctx, x)
         free = data + expand(level * keep, x) * epsilon + expand(level * eta, x) * z
 
-        d, w, y = operator.V_adjoint(data), operator.V_adjoint(z), operator.U_adjoint(self.y.to(x))
+        y = self._measured
+        if y is None or y.device != x.device or y.real.dtype != x.dtype or y.requires_grad:
+            y = self._measured = operator.U_adjoint(self.y.to(x))
+        # One call for the three states: the bases may be matrices.
+        d, w, f = operator.V_adjoint(torch.cat([data, z, free])).chunk(3)
         s = singular(operator).to(d.device, d.real.dtype)  # type: ignore[union-attr]
         here, keep, eta = (v.to(s).reshape(-1, *[1] * (d.ndim - 1)) if v.ndim else v.to(s) for v in (level, keep, eta))
         seen = s > 0
@@ -108,8 +113,23 @@ class DDRM:
         early = (1 - self.eta_b) * d + self.eta_b * y + (here**2 - (self.eta_b * r) ** 2).clamp_min(0).sqrt() * w
         late = d + here * (keep * (y - d) / r.clamp_min(1e-30) + eta * w)
         bars = torch.where(here >= r, early, late)
-        hat = free + operator.V(torch.where(seen, bars - operator.V_adjoint(free), 0.0))
+        hat = free + operator.V(torch.where(seen, bars - f, 0.0))
         return x + self.strength * (expand(process.alpha(ctx.to), x) * hat - x)
+
+
+class Renoise:
+    """X' = α' D + σ' z: every row draws its state anew round the data it was steered to, whatever the plan adds."""
+
+    def __init__(self, process: Process, operator: Any, y: Tensor, noise: float, strength: float) -> None:
+        self.process, self.strength = process, strength
+
+    def on_row(self, ctx: Context, x: Tensor) -> Tensor | None:
+        if ctx.data is None:
+            return None
+        if not ctx.boundary:
+            raise ValueError(f"row {ctx.index} is an inner stage; daps needs a plan with one call a step, such as 'ddim'")
+        alpha, sigma = expand(self.process.alpha(ctx.to), x), expand(self.process.sigma(ctx.to), x)
+        return x + self.strength * (alpha * ctx.data + sigma * _noise(ctx, x) - x)
 
 
 def repaint_plan(plan: Plan, jump: int = 10, repeats: int = 10) -> Plan:

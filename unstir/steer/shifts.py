@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..process.base import expand, float64
-from .operators import conjugate_gradients, is_linear, prox
+from .operators import conjugate_gradients, is_linear, norm, pinv, prox
 from .operators.derive import adjoint, vjp
 
 
@@ -32,6 +32,8 @@ class Seen:
     alpha: Tensor  # α and σ at t, float64, a number or (B,)
     sigma: Tensor
     to: Tensor  # σ̂ of the next state (of this one, where no row is known)
+    again: Callable[[Tensor, Tensor], Tensor]  # (x, σ̂) -> D: one more call of the model
+    noise: Callable[[int, Tensor], Tensor]  # (k, like) -> the k-th normal of this row, from the samples' own streams
 
     @property
     def residual(self) -> Tensor:
@@ -144,6 +146,47 @@ def dps(noise: float) -> Shift:
         downhill = seen.slope(vjp(seen.operator.A, seen.data, unit))
         factor = (seen.alpha**2 + seen.sigma**2).sqrt() * (1 + seen.to**2).sqrt()  # √(1 + σ̂²) ∇_x̂ = √(α² + σ²) ∇_x
         return expand(factor, downhill) * downhill
+
+    return shift
+
+
+def mcg(noise: float) -> Shift:
+    """DPS's step within the null space, (I − A⁺A)(D* − D); the hook `Replace` draws the seen part anew from y.
+
+    (Improving Diffusion Models for Inverse Problems using Manifold Constraints, 2022.)
+    """
+    step = dps(noise)
+
+    def shift(seen: Seen) -> Tensor:
+        move = step(seen)
+        return move - pinv(seen.operator, seen.operator.A(move), move)
+
+    return shift
+
+
+def flowchef(noise: float, step: float | None = None, inner: int = 1) -> Shift:
+    """D* = D after `inner` gradient steps D ← D − s Aᵀ (A D − y), without the network's Jacobian; none in the last row.
+
+    step: s, by default 0.15/‖A‖² (0.15 where A is not linear). As published the velocity is kept, so that
+    x' moves by D* − D, whatever the row's own weight of D is.
+    (Steering Rectified Flow Models in the Vector Field for Controlled Image Generation, 2025.)
+    """
+    if step is not None and not 0 < step < math.inf:
+        raise ValueError(f"step={step} must be a finite number > 0")
+    if isinstance(inner, bool) or not isinstance(inner, int) or inner < 1:
+        raise ValueError(f"inner={inner!r} must be an integer of at least 1")
+    rates: list[float] = []  # s, once ‖A‖ is known
+
+    def shift(seen: Seen) -> Tensor:
+        if not rates:
+            size = norm(seen.operator, seen.data) if is_linear(seen.operator) else 1.0
+            rates.append(0.15 / max(size, 1e-12) ** 2 if step is None else step)
+            if is_linear(seen.operator) and rates[0] * size**2 >= 2:
+                raise ValueError(f"step={step} diverges: it must be below 2/‖A‖² = {2 / size**2:.4g}")
+        data = seen.data
+        for _ in range(inner):
+            data = data + rates[0] * vjp(seen.operator.A, data, seen.y - seen.operator.A(data))
+        return expand((seen.to > 0).double(), data) * (data - seen.data)
 
     return shift
 

@@ -9,12 +9,11 @@ from .linear import (
     blur,
     dense,
     mask,
-    mri,
     phase_retrieval,
-    radon,
     separable,
     separable_blur,
 )
+from .scan import explicit, lines, mri, radon
 
 __all__ = [
     "Linear",
@@ -26,8 +25,10 @@ __all__ = [
     "check_operator",
     "conjugate_gradients",
     "dense",
+    "explicit",
     "is_linear",
     "is_spectral",
+    "lines",
     "mask",
     "mri",
     "norm",

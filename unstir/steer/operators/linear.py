@@ -9,7 +9,7 @@ Pictures are (B, C, H, W). Every operator follows its input to its dtype and dev
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from ...process.base import float64
-from .derive import Map, norm, vjp
+from .derive import Map, vjp
 
 
 def _same(x: Tensor) -> Tensor:
@@ -227,52 +227,7 @@ def dense(matrix: Tensor, shape: Sequence[int]) -> Spectral:
     )
 
 
-def mri(keep: Tensor) -> Spectral:
-    """Single-coil MRI, y = m ⊙ F x with the orthonormal Fourier transform; a complex picture is (B, 2, H, W).
-
-    keep (H, W): 1 where k-space is measured, zero frequency at [0, 0]. y has the form of x, and A⁺ = Aᵀ.
-    """
-    seen = mask(keep)
-
-    def fourier(transform: Callable[..., Tensor]) -> Map:
-        def apply(x: Tensor) -> Tensor:
-            if x.ndim != 4 or x.shape[1] != 2:
-                raise ValueError(f"x has shape {tuple(x.shape)}; a complex picture is (B, 2, H, W)")
-            z = transform(torch.complex(x[:, 0], x[:, 1]), norm="ortho")
-            return torch.stack((z.real, z.imag), 1)
-
-        return apply
-
-    forward = fourier(torch.fft.fft2)
-    return Spectral(seen.s, fourier(torch.fft.ifft2), lambda x: seen.V_adjoint(forward(x)), U_adjoint=seen.U_adjoint)
-
-
 # -- by function -------------------------------------------------------------------------------------------------
-def radon(angles: Tensor, shape: Sequence[int]) -> Linear:
-    """Parallel-beam tomography: rotate by each angle (radians), sum along the beam; y is (B, C, angles, W), ‖A‖ = 1.
-
-    Square pictures, shape (C, N, N); what is rotated out of the frame is lost. The adjoint is exact;
-    filtered back-projection is not A⁺.
-    """
-    angles = float64(angles)
-    if angles.ndim != 1 or len(shape) != 3 or shape[-1] != shape[-2]:
-        raise ValueError(f"angles must be one-dimensional and shape (C, N, N); got {tuple(angles.shape)} and {tuple(shape)}")
-    n, count = int(shape[-1]), len(angles)
-    cos, sin = angles.cos(), angles.sin()
-    turn = torch.stack((torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)), 1)  # (angles, 2, 2)
-    grid = nnf.affine_grid(nnf.pad(turn, (0, 1)), [count, 1, n, n], align_corners=False)
-    scale = 1.0
-
-    def project(x: Tensor) -> Tensor:
-        b, c = x.shape[:2]
-        turned = nnf.grid_sample(x.reshape(1, b * c, n, n).expand(count, -1, -1, -1), grid.to(x), align_corners=False)
-        return turned.sum(2).reshape(count, b, c, n).permute(1, 2, 0, 3) / scale
-
-    operator = Linear(project, shape)
-    scale = norm(operator, torch.zeros(1, *shape, dtype=torch.float64))
-    return operator
-
-
 def phase_retrieval(oversample: int = 2) -> Nonlinear:
     """y = |F x|, x padded with zeros to `oversample` times its size, F orthonormal. Not linear: only for gradient methods.
 
