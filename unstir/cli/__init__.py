@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": "train on real digits, sample with five plans, measure, write a report",
     "train": "fit a network to pictures or arrays; can be stopped and resumed",
     "sample": "draw samples from a trained model",
+    "restore": "restore pictures and sounds, each file kept in its format",
+    "edit": "turn pictures of one class into pictures of another",
     "plan": "list the solvers, or print the table of one",
     "eval": "measure a model: Fréchet distance, MMD, energy distance, solver error",
     "tune": "learn sampling plans for one model and a few budgets of calls",

@@ -17,6 +17,7 @@ from . import measure, show
 from .plan import picture
 
 SHEET = 400  # pictures on a sheet
+PROVENANCE = ("model", "solver", "nfe", "fingerprint", "seed", "n", "labels", "torch", "unstir")  # in the picture's file
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Options:
     device: str = "auto"
     """cpu, cuda, …; auto takes CUDA if there is one."""
     out: Path = Path("out/sample")
-    """Folder for samples.npy, samples.png, sample.json and report.html."""
+    """Folder for samples.npy, samples.png (which says how it came about, `unstir.evaluate.read_meta`), sample.json and
+    report.html."""
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -92,7 +94,7 @@ def run(options: Options) -> int:
     write_json(files[1], record)
     report.save(files[2])
     if sheet is not None:
-        save_png(sheet, options.out / "samples.png")
+        save_png(sheet, options.out / "samples.png", {key: record[key] for key in PROVENANCE})
         files.append(options.out / "samples.png")
     show.say(
         f"{options.n} samples of shape {tuple(drawn.samples.shape[1:])} with {plan.name}, {len(plan)} calls, "

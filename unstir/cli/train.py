@@ -18,9 +18,11 @@ class Options(TrainConfig):
     """Fit a network to data and write a model folder; Ctrl-C writes a checkpoint, --resume goes on from it.
 
     unstir train digits --steps 2000 --out out/train
+
+    unstir train --pairs LQ GT --process mean-reverting --size 64 --out out/restorer
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = ""
     """Bundled name ("digits"), a folder of pictures, or an .npy/.npz file."""
 
 
@@ -31,6 +33,8 @@ def run(options: Options) -> int:
         f"{result.steps} steps, {result.images} images in {result.seconds:.0f} s; validation loss {result.loss:.4f}"
         + (f"; {result.skipped} steps were not finite and were left out" if result.skipped else "")
     )
+    if options.pairs:
+        show.say(result.model.meta["data"])  # with what was skipped
     show.wrote(Path(options.out) / "model", Path(options.out) / "log.jsonl")
     if result.interrupted:
         print(f"unstir: stopped at step {result.steps} of {options.steps}; go on with --resume", file=sys.stderr)

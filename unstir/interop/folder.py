@@ -24,6 +24,7 @@ from ..denoiser import TIMES, Denoiser
 from ..nets import default_condition
 from ..process import from_spec
 from ..train.checkpoint import load_weights
+from ..train.config import device_of
 
 FORMAT, VERSION = "unstir-model", 1
 PACKAGES = ("diffusers", "unstir.nets", "monai", "torch_geometric")
@@ -103,6 +104,7 @@ def load_model(
     Raises ValueError, in one line, naming the file and the cause: a missing or corrupt file, a
     pickle, weights of another network, an unknown format, class or process.
     """
+    device = device_of(device) if isinstance(device, str) else device
     if not isinstance(path_or_name, str | Path) or (Path(path_or_name) / "model_index.json").is_file():
         from .diffusers import load_pipeline  # diffusers is imported only for its own
 

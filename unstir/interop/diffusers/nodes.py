@@ -17,6 +17,7 @@ from ...process import EDM, Table
 from .convention import Convention, like_of
 
 Config = Mapping[str, Any]
+SINGLE = 2e-7  # relative error of a level that was rounded to float32
 RULES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
@@ -118,14 +119,21 @@ def _table(config: Config, convention: Convention, n: int, labels: Any, sigmas: 
             given, end = given[:-1], 0.0
         elif len(given) > 1 and end > 0 and abs(given[-1] / hats[0] - 1) < 1e-5:
             given = given[:-1]  # the list names the config's own end
-        times = [time(hat) for hat in given]
-        return Nodes([*times, below(end, times)], single(place(given)).tolist())
+        # A label's own level, rounded to float32, is that label again.
+        nearest = np.abs(given[:, None] / hats - 1).argmin(1)
+        known = np.abs(given / hats[nearest] - 1) < SINGLE
+        times = [(k + 1) / table.levels if same else time(hat) for k, same, hat in zip(nearest, known, given, strict=True)]
+        told = np.where(known, nearest, np.interp(given, hats, whole.numpy()))
+        return Nodes([*times, below(end, times)], single(told).tolist())
     top = table.levels
     clipped = config.get("lambda_min_clipped", -math.inf)
     if math.isfinite(clipped):
         top -= int(np.searchsorted(-np.log(hats)[::-1], clipped))
-    told = np.asarray(labels, dtype=np.float64) if labels is not None else spaced(config, family, n, top)
-    told = single(told)
+    told = single(np.asarray(labels, dtype=np.float64) if labels is not None else spaced(config, family, n, top))
+    if labels is None:  # pairs of label and level that give each other in float32, whichever is given back
+        for _ in range(3):
+            back = np.interp(single(np.interp(told, whole.numpy(), hats)), hats, whole.numpy())
+            told = np.where(told == np.round(told), told, single(back))
     if (told < 0).any() or (told > table.levels - 1).any():
         raise ValueError(f"timesteps={told.tolist()} must lie in 0 … {table.levels - 1}")
     name = rule(config)

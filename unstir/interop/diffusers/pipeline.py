@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .schedule import keeps_noise
 from .scheduler import PlanScheduler
 
 library: Any = diffusers  # whose names are made when they are asked for
-PLAN = "unstir_plan.json"  # a plan learned for a pipeline, beside its model_index.json
+PLAN = "unstir_plan.json"  # a plan learned for a pipeline, beside its model_index.json; more of them in unstir_plan_N.json
 NETWORKS = ("unet", "transformer", "prior", "decoder")
 
 
@@ -100,7 +100,7 @@ def load_pipeline(source: Any, *, device: str | torch.device | None = None) -> P
         pictures = model.codec.decode(x)
 
     process: the table of the scheduler's ᾱ, or the flow with the config's shift. predicts and clip are
-    the scheduler's. `model.codec` is None for pixels. A plan in unstir_plan.json is among `model.plans`.
+    the scheduler's. `model.codec` is None for pixels. The plans beside the pipeline (`save_plans`) are `model.plans`.
     """
     folder = None
     if is_pipeline_folder(source):
@@ -133,10 +133,40 @@ def load_pipeline(source: Any, *, device: str | torch.device | None = None) -> P
         meta={"pipeline": type(source).__name__, "scheduler": type(source.scheduler).__name__},
     )
     model.codec, model.scheduler, model.pipeline = codec_of(source), own, source
-    if folder is not None and (folder / PLAN).is_file():
-        plan = Plan.load(folder / PLAN)
-        model.plans[len(plan)] = plan
+    if folder is not None:
+        model.plans = plans_beside(folder)
+    if device is not None and isinstance(source, library.DiffusionPipeline):
+        source.to(device)  # the text encoders and the codec come along
     return (model if device is None else model.to(device)).eval()
+
+
+def plan_files(folder: Path) -> list[Path]:
+    """unstir_plan_N.json and, after them, unstir_plan.json."""
+    stem = Path(PLAN).stem
+    more = [file for file in folder.glob(f"{stem}_*.json") if file.stem.removeprefix(f"{stem}_").isdigit()]
+    return [*sorted(more), *([folder / PLAN] if (folder / PLAN).is_file() else [])]
+
+
+def plans_beside(folder: Path) -> dict[int, Plan]:
+    """{calls: plan} of the files beside a pipeline; of two with the same number of calls that in unstir_plan.json."""
+    return {len(plan): plan for plan in map(Plan.load, plan_files(folder))}
+
+
+def save_plans(plans: Mapping[int, Plan], folder: str | Path) -> list[Path]:
+    """Writes plans beside a pipeline: the first as unstir_plan.json, the others as unstir_plan_N.json, N their calls.
+
+    Plans that lie there keep their place under their number, unless one of the new ones has as many calls.
+    """
+    folder = Path(folder)
+    if not is_pipeline_folder(folder):
+        raise ValueError(f"folder={str(folder)!r} holds no pipeline (model_index.json)")
+    all_plans = {**plans, **{n: plan for n, plan in plans_beside(folder).items() if n not in plans}}
+    written = [folder / PLAN, *(folder / f"{Path(PLAN).stem}_{n}.json" for n in list(all_plans)[1:])]
+    for plan, file in reversed(list(zip(all_plans.values(), written, strict=True))):  # what gives way is kept first
+        plan.save(file)
+    for file in set(plan_files(folder)) - set(written):
+        file.unlink()
+    return written[: len(plans)]
 
 
 def sample_as_pipeline(

@@ -108,6 +108,14 @@ class Running:
             return next((i for i in found if turns[i].number == 0 or rows[turns[i].number - 1].boundary), found[0])
         return found[0]
 
+    def previous_timestep(self, timestep: float | Tensor) -> Any:
+        """What the network is told after `timestep`, −1 after the last; outside a run the label below."""
+        run = self._run
+        if run.schedule is None:
+            return timestep - 1
+        later = self.index_for_timestep(timestep) + 1
+        return run.timesteps[later] if later < len(run.timesteps) else torch.tensor(-1)
+
     def _start(self, timestep: Any) -> Run:
         """The run, set to begin at its begin index or at the iteration that is told `timestep`."""
         run = self._run

@@ -67,8 +67,12 @@ class Schedule:
 
     @cached_property
     def times(self) -> list[float]:
-        """The time of the state that every iteration starts from, and of the end."""
-        return [turn.row.t for turn in self.turns] + [self.plan.end]
+        """The time of the state that every iteration starts from, and of the end.
+
+        A learned row may tell the network another time than its state's, which is where the row before it led.
+        """
+        rows = self.plan.rows
+        return [float(rows[turn.number - 1].to if turn.number else turn.row.t) for turn in self.turns] + [self.plan.end]
 
     def begin(self, k: int) -> list[Turn]:
         """The iterations of a run that starts at iteration k, without history; the first k are not in it.

@@ -13,6 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
+from ..._files import read_json
 from ...plan.plan import Plan
 from ...plan.text import from_dict, to_dict
 from .convention import alphas_cumprod_of, betas_of, convention
@@ -151,12 +152,14 @@ class PlanScheduler(Running, SchedulerMixin, ConfigMixin):
         return (out, unused) if return_unused_kwargs else out
 
     @classmethod
-    def from_plan(cls, plan: Plan | str | Path, config: Any, **kwargs: Any) -> PlanScheduler:
+    def from_plan(cls, plan: Plan | str | Path, config: Any = None, **kwargs: Any) -> PlanScheduler:
         """A scheduler that runs this plan (or the plan in this file) for a pipeline whose scheduler or its config is given.
 
+        config: by default that of the pipeline in whose folder the file lies, as `unstir tune FOLDER` writes it.
         The plan's process must be that of the config (`unstir.load(pipeline).process`).
         """
         table = plan if isinstance(plan, Plan) else Plan.load(plan)
+        config = config_beside(plan) if config is None else config
         out = cls.from_config(config, plan=to_dict(table), **kwargs)
         out._plan = table
         make_schedule(out.read, None, plan=table)
@@ -223,8 +226,8 @@ class PlanScheduler(Running, SchedulerMixin, ConfigMixin):
         self._latest = (made, told, limit_of(self.read), keeps_noise(self.read))
         self._runs.run = Run(*self._latest)
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input: the sample itself, or c_in · sample for EDM's networks."""
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, **ignored: Any) -> Tensor:
+        """The network's input: the sample itself, or c_in · sample for EDM's networks. Peers take more and ignore it."""
         run = self._run
         if run.schedule is None or run.schedule.turns[0].scale is None:
             return sample
@@ -258,6 +261,14 @@ class PlanScheduler(Running, SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+
+def config_beside(plan: Any) -> dict[str, Any]:
+    """The config of the scheduler in the pipeline's folder that a plan's file lies in."""
+    file = None if isinstance(plan, Plan) else Path(plan).parent / "scheduler" / "scheduler_config.json"
+    if file is None or not file.is_file():
+        raise ValueError(f"plan={plan!r} does not lie in a pipeline's folder; give config=, the pipeline's scheduler")
+    return read_json(file)
 
 
 def _refuse(options: Mapping[str, Any]) -> None:
