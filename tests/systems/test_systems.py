@@ -183,7 +183,9 @@ def test_overshoot_counts_only_what_is_beyond_one_and_a_half() -> None:
 
 # -- the claims ---------------------------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bdia", "deis", "dmcmc", "dpm-solver", "dpm-solver-pp", "ghvb", "ts-dpm"])
+@pytest.mark.parametrize(
+    "name", ["bdia", "deis", "dmcmc", "dpm-solver", "dpm-solver-pp", "flowchef", "ghvb", "optimal-bc-sr", "ts-dpm"]
+)
 def test_the_claims_hold(name: str, runs: Path) -> None:
     result = reproduce(name, runs)
     failed = [f"{c.text}: {c.measured:.4g} {c.sense} {c.threshold:.4g}" for c in result.claims if not c.held]

@@ -95,10 +95,13 @@ class DigitsNet(nn.Module):
             nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
+    def told(self, condition: Tensor) -> Tensor:
+        """(B, 11): the condition as the network sees it."""
+        return nn.functional.one_hot(condition, CLASSES + 1)
+
     def forward(self, x: Tensor, time: Tensor, class_labels: Tensor) -> Tensor:
         phase = time[:, None] * self.frequencies
-        onehot = nn.functional.one_hot(class_labels, CLASSES + 1).to(phase)
-        e = self.embed(torch.cat([phase.sin(), phase.cos(), onehot], 1))
+        e = self.embed(torch.cat([phase.sin(), phase.cos(), self.told(class_labels).to(phase)], 1))
         h = self.enter(x.flatten(1))
         for norm, a, b, emb in zip(self.norms, self.a, self.b, self.e, strict=True):
             h = h + b(nn.functional.silu(a(norm(h)) + emb(e)))

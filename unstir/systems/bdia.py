@@ -8,14 +8,12 @@ ODE sampler for free. With T the DDIM map of a step, evaluated at (X_i, t_i),
 which is solved for X_{i−1} with the same one call. In x̂ = x/α it is momentum with a negative sign; O-BELM (2024) is
 the member of the family of order 2, EDICT (2023) couples two states at two calls a step.
 
-Parts: `unstir.solvers.two_step` and `inverse` (the column s of a plan), `unstir.steer.invert` and `regenerate`.
+Parts: `unstir.solvers.two_step` and `inverse` (the column s of a plan), `unstir.steer.invert` and `regenerate`, `edict`.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ from ..process import EDM, VP, Process
 from ..process.base import float64
 from ..solvers import make_grid, plan
 from ..solvers.invertible import amplification
-from ..steer import ddim_invert, invert, regenerate
+from ..steer import ddim_invert, edict, edict_invert, invert, regenerate
 from ._digits import error_section, errors, report, trained
 from .protocol import Result, at_least, at_most
 
@@ -42,37 +40,6 @@ def bdia(process: Process, nfe: int, gamma: float = 0.96, start: float = START, 
 def obelm(process: Process, nfe: int, start: float = START, end: float = END) -> Plan:
     """O-BELM on the grid uniform in t: order 2, no γ."""
     return plan("obelm", process, nfe, "uniform", start, end)
-
-
-# -- EDICT: two coupled states, so no table; the loop is the method ----------------------------------------------
-def _slopes(model: Any, process: Process, times: list[float], **cond: Any) -> Any:
-    """(A, B, ε̂) of every step: x̂' = x̂ + h ε̂ is x' = A x + B ε̂(x, t), A = α'/α, B = σ' − A σ."""
-    for t, to in pairwise(times):
-        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        a = float(process.alpha(to)) / alpha
-        yield a, float(process.sigma(to)) - a * sigma, lambda x, t=t, u=alpha, s=sigma: (x - u * model(x, t, **cond)) / s
-
-
-def edict(model: Any, process: Process, times: list[float], x: Tensor, y: Tensor, p: float = 0.93) -> tuple[Tensor, Tensor]:
-    """EDICT sampling of the pair (x, y), two calls a step (Exact Diffusion Inversion via Coupled Transformations, 2023)."""
-    for a, b, noise in _slopes(model, process, times):
-        x = a * x + b * noise(y)
-        y = a * y + b * noise(x)
-        x = p * x + (1 - p) * y
-        y = p * y + (1 - p) * x
-    return x, y
-
-
-def edict_invert(
-    model: Any, process: Process, times: list[float], x: Tensor, y: Tensor, p: float = 0.93
-) -> tuple[Tensor, Tensor]:
-    """Undoes `edict`, line by line from its end; `times` as there, decreasing."""
-    for a, b, noise in reversed(list(_slopes(model, process, times))):
-        y = (y - (1 - p) * x) / p
-        x = (x - (1 - p) * y) / p
-        y = (y - b * noise(x)) / a
-        x = (x - b * noise(y)) / a
-    return x, y
 
 
 # -- BDIA on Heun steps -------------------------------------------------------------------------------------------
@@ -141,9 +108,8 @@ def reproduce(out: Path, device: str = "cpu", large: bool = False) -> Result:
             latent = invert(net, table, digits)
             trips[name][n] = worst(regenerate(net, table, latent), digits)
             deviation[f"{name}, {n}"] = [float(latent.x.std()), amplification(table)]
-        with torch.no_grad():
-            pair = edict_invert(net, process, ddim[n].times, digits, digits)
-            trips["EDICT (p 0.93, twice the calls)"][n] = worst(edict(net, process, ddim[n].times, *pair)[0], digits)
+        pair = edict_invert(net, process, ddim[n].times, digits, digits)
+        trips["EDICT (p 0.93, twice the calls)"][n] = worst(edict(net, process, ddim[n].times, *pair)[0], digits)
     shown["BDIA, 10"] = regenerate(net, bdia(process, 10), invert(net, bdia(process, 10), digits[:10])).cpu()
 
     # Accuracy: the same plans as samplers.

@@ -23,16 +23,41 @@ class System:
 _ROWS: tuple[System, ...] = (
     # System("some-name", "Some Name", "Title of the Paper, 2024", "what it does, in at most 60 letters"),
     System(
+        "autodiffusion",
+        "AutoDiffusion",
+        "AutoDiffusion: Training-Free Optimization of Time Steps and Architectures for Automated Diffusion Model "
+        "Acceleration, 2023",
+        "time steps and network blocks, searched together",
+    ),
+    System(
         "bdia",
         "BDIA",
         "Exact Diffusion Inversion via Bi-directional Integration Approximation, 2024",
         "picture → latent → picture without error, one call a step",
     ),
     System(
+        "cow",
+        "Cyclic one-way diffusion",
+        "Diffusion in Diffusion: Cyclic One-Way Diffusion for Text-Vision-Conditioned Generation, 2024",
+        "one region survives, all the rest grows to suit it",
+    ),
+    System(
+        "cyclediffusion",
+        "CycleDiffusion",
+        "Unifying Diffusion Models' Latent Space, with Applications to CycleDiffusion and Guidance, 2022",
+        "pictures as the noises of a sampler; edits and translation",
+    ),
+    System(
         "deis",
         "DEIS",
         "Fast Sampling of Diffusion Models with Exponential Integrator, 2023",
         "extrapolates the noise in t or σ̂: good samples in 10 calls",
+    ),
+    System(
+        "difface",
+        "DifFace",
+        "DifFace: Blind Face Restoration with Diffused Error Contraction, 2024",
+        "restore with anything, add noise, let a model finish",
     ),
     System(
         "dmcmc",
@@ -59,10 +84,88 @@ _ROWS: tuple[System, ...] = (
         "a solver fitted to measured statistics of one model",
     ),
     System(
+        "ebdm",
+        "EBDM",
+        "EBDM: Exemplar-guided Image Translation with Brownian-bridge Diffusion Models, 2024",
+        "structure map to photograph, in the manner of one example",
+    ),
+    System(
+        "fk-steering",
+        "Feynman–Kac steering",
+        "A General Framework for Inference-time Scaling and Steering of Diffusion Models, 2025",
+        "particles weighed and resampled by any reward",
+    ),
+    System(
+        "flowchef",
+        "FlowChef",
+        "Steering Rectified Flow Models in the Vector Field for Controlled Image Generation, 2025",
+        "restores and edits with a flow, no gradient of the network",
+    ),
+    System(
         "ghvb",
         "Generalised heavy ball",
         "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts, 2024",
         "momentum that keeps high-order solvers stable",
+    ),
+    System(
+        "mrs",
+        "MR Sampler",
+        "MRS: A Fast Sampler for Mean Reverting Diffusion based on ODE and SDE Solvers, 2025",
+        "mean-reverting restorers in 10 calls, by ordinary solvers",
+    ),
+    System(
+        "optimal-bc-sr",
+        "Optimal boundary conditions",
+        "Solving Diffusion ODEs with Optimal Boundary Conditions for Better Image Super-Resolution, 2024",
+        "one searched start serves every later input",
+    ),
+    System(
+        "overview-guided",
+        "Reward-directed diffusion",
+        "An Overview of Diffusion Models: Applications, Guided Generation, Statistical Rates and Optimization, 2024",
+        "designs with a high reward, and when to distrust them",
+    ),
+    System(
+        "pfgmpp",
+        "PFGM++",
+        "PFGM++: Unlocking the Potential of Physics-Inspired Generative Models, 2023",
+        "heavy-tailed noise, a dial from robust to diffusion",
+    ),
+    System(
+        "rddm",
+        "RDDM",
+        "Residual Denoising Diffusion Models, 2024",
+        "restores by removing a residual and noise, in 2 to 5 calls",
+    ),
+    System(
+        "red-diff",
+        "RED-diff",
+        "A Variational Perspective on Solving Inverse Problems with Diffusion Models, 2024",
+        "one reconstruction by optimisation, network never derived",
+    ),
+    System(
+        "resshift",
+        "ResShift",
+        "ResShift: Efficient Diffusion Model for Image Super-Resolution by Residual Shifting, 2023",
+        "sharp restoration in 4 calls from the degraded picture",
+    ),
+    System(
+        "sgmse",
+        "SGMSE+",
+        "Speech Enhancement and Dereverberation with Diffusion-based Generative Models, 2023",
+        "noisy speech made clean, from the noisy recording on",
+    ),
+    System(
+        "steered-diffusion",
+        "Steered Diffusion",
+        "Steered Diffusion: A Generalized Framework for Plug-and-Play Conditional Image Synthesis, 2023",
+        "any inverse model steers an unconditional model",
+    ),
+    System(
+        "stochastic-interpolants",
+        "Stochastic interpolants",
+        "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions, 2023",
+        "any law to any other, by an ODE or an SDE of any noise",
     ),
     System(
         "ts-dpm",
@@ -75,6 +178,12 @@ _ROWS: tuple[System, ...] = (
         "Learned plans",
         "Learned plans, 2026",
         "our own: the table itself is fitted to one model and budget",
+    ),
+    System(
+        "usf-s3",
+        "USF and S³",
+        "A Unified Sampling Framework for Solver Searching of Diffusion Probabilistic Models, 2024",
+        "every step decides how it is solved; a search decides for it",
     ),
 )
 

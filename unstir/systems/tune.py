@@ -43,7 +43,7 @@ def reproduce(out: Path, device: str = "cpu", large: bool = False) -> Result:
         return float((sample(model, made, x=x) - truth).square().mean().sqrt())
 
     learned = tune.learn(
-        model, budgets, samples=4000 if large else 1000, validation=500, steps=20, focus=300, dtype=torch.float64, device=device
+        model, budgets, samples=4000 if large else 1000, validation=500, focus=500, dtype=torch.float64, device=device
     )
     nodes = {n: grid.gits(model, n, dtype=torch.float64, device=device) for n in budgets}
     found = {"learned": {n: rms(p) for n, p in learned.items()}}
