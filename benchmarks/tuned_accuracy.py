@@ -7,7 +7,8 @@ network (unguided, and with guidance 3 over the ten classes). A plan is learned 
 are RMS distances from the ends of exact trajectories on the noises of another seed, which nothing was chosen by, except
 that the best fixed plan and the best peer are chosen by these very errors, with hindsight. Fréchet distance from the
 teacher's ends (24 principal components) and sample diversity (mean distance of pairs, relative to the teacher's) stand
-beside. Every part writes its own rows; the page is written from all rows. Writes docs/results/tuned_accuracy.*
+beside. Every part writes its own rows; the page is written from all rows. With --learned-only the contestants' figures
+are those of the row that is there already (they depend on nothing that was learned). Writes docs/results/tuned_accuracy.*
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from benchmarks import accuracy_per_nfe as peers_of  # noqa: E402
 from benchmarks import digits, peers  # noqa: E402
 from unstir import tune  # noqa: E402
 from unstir.evaluate import error_plot, frechet  # noqa: E402
-from unstir.tune import starts  # noqa: E402
 from unstir.tune.verdict import spread  # noqa: E402
 
 OUT = ROOT / "docs" / "results"
 TWICE = (4, 5, 6, 8)  # must beat the best at 2n
 NEVER = (10, 20)  # must not lose at n
 SEED = 20_261  # of the held-out noises
+LIGHT = ("auto", "unipc-bh2", "unipc", "ab-2", "dpmpp-2m", "dpmpp-3m", "ghvb-4", "plms", "dpm-3m", "ddim")
+LIGHT_GRIDS = ("logistic", "logsnr")
+SCREENED = 2
 PROBE = 48  # starts on which all contestants run; the best dozen run on all
 RED = '<span style="color:red">✗</span>'
 
@@ -68,6 +71,7 @@ class Row(NamedTuple):
     constant: bool
     kept_base: bool
     seconds: float
+    screened: int = 0  # how often hard samples were looked for; less than SCREENED: a row of an earlier version of `learn`
 
 
 Run = Callable[[Tensor, int], Tensor]  # (starts, budget) -> ends
@@ -102,7 +106,8 @@ def exact(kind: str, process: Any) -> Part:
             yield from peers_of.k_diffusion_entries(kind, model, x)
 
     model = digits.Fast(digits.fit(process))
-    return Part(f"exact-{kind}", model, process, (64,), torch.float64, 1024, {"samples": 2048, "steps": 16, "focus": 384}, both)
+    sizes = {"samples": 1024, "validation": 512, "pool": 8, "focus": 768, "steps": 16}
+    return Part(f"exact-{kind}", model, process, (64,), torch.float64, 1024, sizes, both)
 
 
 def network(name: str, scale: float) -> Part:
@@ -113,9 +118,10 @@ def network(name: str, scale: float) -> Part:
         if peers.why_not_k_diffusion() is None:
             yield from peers_of.k_diffusion_entries("VP", model, x)
 
-    more: dict[str, Any] = {"samples": 384, "validation": 192, "focus": 128, "steps": 8, "note": f"guidance {scale:g}"}
+    more: dict[str, Any] = {"samples": 192, "validation": 96, "pool": 3, "focus": 128, "steps": 10}
+    more |= {"note": f"guidance {scale:g}"}
     more |= {} if scale == 1 else {"cond": {"class_labels": torch.arange(10)}}
-    return Part(name, sees, model.process, (1, 8, 8), torch.float32, 192, more, only_k)
+    return Part(name, sees, model.process, (1, 8, 8), torch.float32, 192 if scale == 1 else 96, more, only_k)
 
 
 class Guided(torch.nn.Module):
@@ -133,11 +139,11 @@ class Guided(torch.nn.Module):
 
 
 def ours(process: Any, light: bool) -> Contestants:
-    """Every deterministic solver on every grid, equal tables once; light: those that `learn` chooses its base from."""
+    """Every deterministic solver on every grid, equal tables once; light: the usual ones, for a network."""
     seen: dict[str, str] = {}
     found: Contestants = []
-    for grid in starts.GRIDS if light else peers_of.GRIDS:
-        for name in starts.SOLVERS if light else unstir.solvers.SOLVERS:
+    for grid in LIGHT_GRIDS if light else peers_of.GRIDS:
+        for name in LIGHT if light else unstir.solvers.SOLVERS:
             try:
                 plan = unstir.plan(name, process, nfe=9, grid=grid)
             except ValueError:
@@ -172,7 +178,8 @@ def best(
     return value, name, end
 
 
-def measure(part: Part, budgets: Sequence[int], report: Callable[[Row], None]) -> None:
+def measure(part: Part, budgets: Sequence[int], report: Callable[[Row], None], there: dict[int, Row]) -> None:
+    """Learns and measures; the contestants of the rows that are `there` are not run again."""
     process, model = part.process, part.model
     light = part.dtype == torch.float32  # a network: fewer contestants, and no long plans
     x = process.prior((part.starts, *part.shape), seed=SEED, dtype=part.dtype)
@@ -203,21 +210,27 @@ def measure(part: Part, budgets: Sequence[int], report: Callable[[Row], None]) -
         if light and nfe in NEVER:
             continue
         many = nfe in NEVER
-        options: dict[str, Any] = part.options | ({"samples": 512, "focus": 128, "steps": 5} if many and not light else {})
+        options: dict[str, Any] = part.options | ({"samples": 512, "validation": 256, "focus": 192, "steps": 8} if many else {})
         begin = time.perf_counter()
         plan = tune.learn(model, nfe, dtype=part.dtype, **options)
         seconds = time.perf_counter() - begin
         end = unstir.sample(model, plan, x=x)
         record = plan.options["learned"]
+        own = {"learned": rms(end, goal), "trained": record["train_error"], "median": median(end, goal)}
+        own |= {"frechet": distance(goal, end), "diversity": spread(end) / spread(goal)}
+        own |= {"constant": record["constant"], "kept_base": "kept_base" in record, "seconds": seconds, "screened": SCREENED}
+        if nfe in there:
+            report(there[nfe]._replace(**own))
+            continue
         near, name, fixed_end = field("fixed", nfe)
         far, far_name, far_end = (float("nan"), "–", goal) if many else field("fixed", 2 * nfe)
         peer, peer_name, _ = field("peer", nfe)
         peer_far, peer_far_name, _ = (float("nan"), "–", x) if many else field("peer", 2 * nfe)
         row = Row(
-            part.name, nfe, rms(end, goal), record["train_error"], near, name, far, far_name, peer, peer_name,
-            peer_far, peer_far_name, median(end, goal), median(fixed_end, goal), median(far_end, goal),
-            distance(goal, end), distance(goal, fixed_end), spread(end) / spread(goal),
-            record["constant"], "kept_base" in record, seconds,
+            part=part.name, nfe=nfe, fixed=near, fixed_name=name, fixed_twice=far, fixed_twice_name=far_name,
+            peer=peer, peer_name=peer_name, peer_twice=peer_far, peer_twice_name=peer_far_name,
+            median_fixed=median(fixed_end, goal), median_twice=median(far_end, goal),
+            frechet_fixed=distance(goal, fixed_end), **own,
         )  # fmt: skip
         report(row)
 
@@ -246,7 +259,7 @@ def write(path: Path, rows: list[Row]) -> None:
 
 HEAD = (
     "model", "n", "learned", "on its training noises", "best fixed, n", "best peer, n", "best fixed, 2n", "best peer, 2n",
-    "median", "of best fixed, n", "of best fixed, 2n", "FD", "FD of best fixed, n", "diversity", "learned in", "",
+    "median", "of best fixed, n", "of best fixed, 2n", "FD", "FD of best fixed, n", "diversity", "learned in", "screened", "",
 )  # fmt: skip
 
 
@@ -280,7 +293,7 @@ def page(rows: list[Row]) -> str:
             f"{r.peer:.4f} {r.peer_name}", f"{r.fixed_twice:.4f} {r.fixed_twice_name}",
             f"{r.peer_twice:.4f} {r.peer_twice_name}",
             f"{r.median:.4f}", f"{r.median_fixed:.4f}", f"{r.median_twice:.4f}" if r.nfe in TWICE else "–",
-            f"{r.frechet:.2g}", f"{r.frechet_fixed:.2g}", f"{r.diversity:.3f}", f"{r.seconds:.0f} s",
+            f"{r.frechet:.2g}", f"{r.frechet_fixed:.2g}", f"{r.diversity:.3f}", f"{r.seconds:.0f} s", r.screened,
             RED if r.learned > bar else "",
         ]  # fmt: skip
         lines.append("| " + " | ".join("–" if str(c).startswith("nan") else str(c) for c in cells) + " |")
@@ -288,6 +301,8 @@ def page(rows: list[Row]) -> str:
     budgets = {name: (*TWICE, *NEVER) if name.startswith("exact") else TWICE for name, _ in parts()}
     missing = [f"{name} {n}" for name, each in budgets.items() for n in each if (name, n) not in measured]
     lines += ["", f"Not measured yet: {', '.join(missing)}."] if missing else []
+    early = [f"{r.part} {r.nfe}" for r in rows if r.screened < SCREENED]
+    lines += ["", f"Rows of earlier versions of `learn`, not measured again yet: {', '.join(early)}."] if early else []
     return "\n".join([*lines, "", "![error against NFE](tuned_accuracy.svg)", "", *NOTES, ""])
 
 
@@ -296,6 +311,7 @@ NOTES = (
     "that mean, and so makes one call less. The root mean square is decided by the few trajectories that pass near a boundary",
     "between modes and end in another one (one such sample among 1024 adds about 0.015 to an error of 0.01), so training and",
     "unseen errors differ by chance in both directions; the median is blind to them. Seconds are of a shared machine.",
+    "Screened: how often, in the fit, a pool of noises was searched for such trajectories (0, 1: earlier versions of `learn`).",
 )
 
 
@@ -304,6 +320,7 @@ def main() -> None:
     every = dict(parts())
     parser.add_argument("--only", nargs="*", default=list(every), choices=list(every))
     parser.add_argument("--nfe", nargs="*", type=int, default=[*TWICE, *NEVER], choices=[*TWICE, *NEVER])
+    parser.add_argument("--learned-only", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -321,8 +338,10 @@ def main() -> None:
         print(row, flush=True)
 
     for name in given.only:
-        measure(every[name](), given.nfe, keep)
+        there = {r.nfe: r for r in read(path) if r.part == name} if given.learned_only else {}
+        measure(every[name](), given.nfe, keep, there)
     rows = read(path)
+    write(path, rows)
     (given.out / "tuned_accuracy.md").write_text(page(rows))
     series: dict[str, list[tuple[int, float]]] = {}
     for r in rows:

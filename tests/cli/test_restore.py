@@ -50,6 +50,12 @@ class Halves(nn.Module):
         return anchor / 2 + self.noisy * x
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of any length stay on one line."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     """use(model): what `unstir restore m …` loads."""

@@ -21,7 +21,7 @@ from unstir.tune.table import project
 from unstir.tune.teacher import Chunk
 
 MEANS = torch.tensor([[1.0, 0.2, -0.4], [-0.7, 0.8, 0.3], [0.1, -1.0, 0.5]], dtype=torch.float64)
-QUICK: dict[str, Any] = {"samples": 256, "validation": 128, "steps": 8, "focus": 128, "teacher": 60}
+QUICK: dict[str, Any] = {"samples": 256, "validation": 128, "pool": 2, "steps": 8, "focus": 128, "teacher": 60}
 
 
 def mixture(process: pr.Process) -> GaussianMixture:
@@ -152,7 +152,7 @@ def test_a_learned_plan_beats_the_best_fixed_one_on_unseen_noise(process):
         rms(unstir.sample(model, unstir.plan(name, process, nfe=4), x=x), goal)
         for name in ("auto", "unipc", "dpmpp-2m", "ddim")
     )
-    assert rms(unstir.sample(model, plan, x=x), goal) < 0.75 * fixed
+    assert rms(unstir.sample(model, plan, x=x), goal) < 0.5 * fixed
     assert len(plan) == 4
 
 
@@ -164,7 +164,8 @@ def test_the_invariants_of_a_learned_plan_hold():
 
 def test_provenance_survives_json(learned, tmp_path):
     record = unstir.Plan.load(learned.save(tmp_path / "5.json")).options["learned"]
-    assert (record["samples"], record["seed"]) == (256, 0)
+    assert 200 < record["samples"] <= 400
+    assert record["seed"] == 0
     assert record["base"]["name"]
     assert record["validation_error"] < record["base_error"]
     assert unstir.Plan.load(tmp_path / "5.json") == learned
@@ -180,20 +181,21 @@ class Stop(Exception):
     pass
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path):
+@pytest.mark.parametrize("last", [3, 6], ids=["robust stage", "second stage"])
+def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, last):
     whole = tune.learn(VP, 4, **QUICK)
     seen: list[int] = []
 
     def stop(progress: tune.Progress) -> None:
         seen.append(progress.step)
-        if progress.step == 3:
+        if progress.step == last:
             raise Stop
 
     with pytest.raises(Stop):
         tune.learn(VP, 4, folder=tmp_path, progress=stop, **QUICK)
     again: list[int] = []
     plan = tune.learn(VP, 4, folder=tmp_path, progress=lambda p: again.append(p.step), **QUICK)
-    assert (seen, again[0]) == ([1, 2, 3], 4)
+    assert (seen, again[0]) == (list(range(1, last + 1)), last + 1)
     assert plan == whole
 
 
@@ -231,6 +233,26 @@ def test_check_accepts_its_own_model_and_refuses_another(learned):
         tune.check(VP, unstir.plan("ddim", VP, nfe=3))
 
 
+def test_a_plan_learned_for_guidance_4_is_refused_at_guidance_8():
+    """Exact guidance towards each component, D + w (D_k − D): where it was learned the plan passes, at twice w it does not."""
+    parts = [
+        GaussianMixture(VP.process, [1.0], MEANS[k : k + 1], torch.tensor([[0.3, 0.1, 0.2]]).double() ** 2) for k in range(3)
+    ]
+
+    def guided(x: Tensor, t: float, label: Tensor, w: float) -> Tensor:
+        own = torch.stack([part(x, t) for part in parts])[label, torch.arange(len(x))]
+        return VP(x, t) + w * (own - VP(x, t))
+
+    kind: dict[str, Any] = {"process": VP.process, "shape": (3,)}
+    cond = {"label": torch.arange(3)}
+    plan = tune.learn(guided, 5, cond={**cond, "w": 4.0}, note="guidance 4", **kind, **QUICK)
+    assert tune.check(guided, plan, cond={**cond, "w": 4.0}, **kind).ok
+    with pytest.warns(UserWarning, match="guidance 4"):
+        assert tune.check(guided, plan, cond={**cond, "w": 8.0}, **kind).ratio > 2
+    with pytest.raises(ValueError, match="guidance 4"):
+        tune.check(guided, plan, cond={**cond, "w": 8.0}, refuse=True, **kind)
+
+
 def test_conditions_are_read_in_turn_and_reach_the_model():
     """A model that shifts the data by a condition: the plan is learned over both conditions, and its figures say so."""
     seen: set[float] = set()
@@ -244,7 +266,7 @@ def test_conditions_are_read_in_turn_and_reach_the_model():
     plan = tune.learn(model, 4, process=VP.process, shape=(3,), cond=cond, **QUICK)
     assert seen == {0.0, 2.0}
     assert not plan.options["learned"]["constant"]  # D at the start depends on the condition
-    assert plan.options["learned"]["validation_error"] < 0.75 * plan.options["learned"]["base_error"]
+    assert plan.options["learned"]["validation_error"] < 0.6 * plan.options["learned"]["base_error"]
 
 
 def test_features_as_loss():

@@ -50,8 +50,8 @@ def needs_score(model: Any, what: str) -> None:
     tails = getattr(getattr(model, "process", None), "tails", math.inf)
     if math.isfinite(tails):
         raise ValueError(
-            f"{what} moves D by a score, and with heavy-tailed noise (D = {tails:g}) D and the score are not related by Tweedie's "
-            "formula; use a model of Gaussian noise"
+            f"{what} moves D by a score, and with heavy-tailed noise (D = {tails:g}) Tweedie's formula does not relate the two"
+            "; use a model of Gaussian noise"
         )
 
 

@@ -9,9 +9,16 @@ no graph is kept, memory does not grow with the calls, and any callable is a mod
 
 μ falls after a step that lowers L and rises after one that does not.
 
-A few trajectories that pass near a boundary between modes make up most of L. JᵀJ and JᵀR are therefore estimated on
-`focus` samples drawn with probability p = ½ (1/S + R_s²/ΣR²) and weighted by 1/(S p), unbiased, and afresh in every
-step; L itself is always that of all S samples.
+Samples have weights w with sum 1, and means are Σ w. A few trajectories that pass near a boundary between modes make up
+most of L. JᵀJ and JᵀR are therefore estimated on `focus` samples drawn with probability p = ½ (w + w R²/Σ w R²) and
+weighted by w/p, unbiased, and afresh in every step; L itself is always that of all S samples.
+
+A trajectory that ends in another mode is far from where its linearisation holds, and pulls θ away from what suits the
+others. The first stage therefore minimises the robust
+
+    L_1(θ) = Σ w c² log(1 + R_s²/c²),      c = 10 medians of R_s,
+
+by the same step with weights w/(1 + R_s²/c²) (iteratively reweighted least squares); the second stage minimises L.
 """
 
 from __future__ import annotations
@@ -26,10 +33,11 @@ from torch import Tensor
 
 from ..denoiser.denoiser import combine
 from .table import Table
-from .teacher import Chunk
+from .teacher import Chunk, weights
 
 Features = Callable[[Tensor], Tensor] | None
 FOCUS = 512  # samples on which a Jacobian is taken
+ROBUST = 10.0  # c in medians
 STEP = {torch.float64: 1e-6, torch.float32: 3e-3}  # of a difference quotient: rounding against curvature
 
 
@@ -76,16 +84,16 @@ class Runner:
         return torch.cat([(self.end(table, c) - self.seen(c.goal, c)).double().square().mean(1).cpu() for c in chunks])
 
     def error(self, table: Table, chunks: Sequence[Chunk]) -> float:
-        """Root mean square of the residual; infinite if a run fails."""
-        value = float(self.squares(table, chunks).mean().sqrt())
+        """Root of the weighted mean square of the residual; infinite if a run fails."""
+        value = float((weights(chunks) * self.squares(table, chunks)).sum().sqrt())
         return value if math.isfinite(value) else math.inf
 
-    def normal(self, table: Table, chunks: Sequence[Chunk], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def normal(self, table: Table, chunks: Sequence[Chunk], each: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """(JᵀJ, JᵀR), means over samples and entries with a weight for every sample, float64."""
         theta, layout = table.theta(), table.layout()
         size = len(layout)
         square, slope = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-        for chunk, weight in zip(chunks, weights, strict=True):
+        for chunk, weight in zip(chunks, each, strict=True):
             x, d = self.run(table, chunk)
             end = self.seen(x[-1], chunk)
             step = STEP.get(end.dtype, 3e-3)
@@ -103,28 +111,37 @@ class Runner:
         return square, slope
 
 
-def focused(chunks: Sequence[Chunk], squares: Tensor, count: int, seed: int) -> tuple[list[Chunk], list[Tensor]]:
-    """`count` draws of samples, p = ½ (1/S + R_s²/ΣR²), with the weights 1/(S p · draws) that make their sums means."""
-    total = len(squares)
-    if count >= total:
-        return list(chunks), [torch.full((len(c.x),), 1 / total, dtype=torch.float64) for c in chunks]
-    p = 0.5 / total + 0.5 * squares / squares.sum().clamp_min(1e-300)
+def focused(
+    chunks: Sequence[Chunk], squares: Tensor, count: int, seed: int, each: Tensor | None = None
+) -> tuple[list[Chunk], list[Tensor]]:
+    """`count` draws of samples, p = ½ (w + w R²/Σ w R²), with the weights w/(p · draws) that make their sums means.
+
+    each: the w, by default the samples' own.
+    """
+    w = weights(chunks) if each is None else each
+    sizes = [len(c.x) for c in chunks]
+    if count >= len(w):
+        return list(chunks), list(w.split(sizes))
+    loss = w * squares
+    p = 0.5 * w / w.sum() + 0.5 * loss / loss.sum().clamp_min(1e-300)
     drawn = torch.multinomial(p, count, True, generator=torch.Generator().manual_seed(seed))
-    times = torch.bincount(drawn, minlength=total)
-    parts, weights, first = [], [], 0
-    for chunk in chunks:
-        own = times[first : first + len(chunk.x)]
+    times = torch.bincount(drawn, minlength=len(w))
+    parts, found = [], []
+    for chunk, own, ratio in zip(chunks, times.split(sizes), (w / p / count).split(sizes), strict=True):
         rows = own.nonzero()[:, 0]
         if len(rows):
             parts.append(chunk.rows(rows))
-            weights.append(own[rows] / (total * p[first + rows] * count))
-        first += len(chunk.x)
-    return parts, weights
+            found.append(own[rows] * ratio[rows])
+    return parts, found
 
 
 @dataclass
 class Fit:
-    """Where a fit stands: the table, θ_0, the damping μ, the best table on validation and its error there."""
+    """Where a fit stands: the table, θ_0, the damping μ, the best table on validation and its error there.
+
+    stage: 0 begun, 1 robust, 2 mean square.   hard: the samples beside the plain ones that it is fitted to in this stage,
+    and those that it is chosen by, see `pool`.
+    """
 
     table: Table
     origin: Tensor
@@ -133,6 +150,8 @@ class Fit:
     best_error: float = float("inf")
     done: int = 0
     waited: int = 0
+    stage: int = 0
+    hard: tuple[list[int], list[int]] = ([], [])
 
 
 def gauss_newton(
@@ -142,33 +161,37 @@ def gauss_newton(
     validation: Sequence[Chunk],
     steps: int,
     *,
+    robust: bool = False,
     focus: int = FOCUS,
     pull: float = 0.0,
     patience: int = 12,
     tolerance: float = 1e-4,
     report: Callable[[Fit], None] = lambda fit: None,
 ) -> Fit:
-    """At most `steps` accepted steps; ends early when L falls by less than `tolerance`, or validation for `patience`.
+    """Accepted steps until `fit.done` is `steps`, on L, or with robust=True on L_1.
 
-    The result's `best` is the table with the smallest validation error seen. `report` is called after every step.
+    Ends early when that falls by less than `tolerance` three times, or validation for `patience` steps. The result's
+    `best` is the table with the smallest validation error seen. `report` is called after every step.
     """
-    squares = runner.squares(fit.table, train)
+    w, squares = weights(train), runner.squares(fit.table, train)
     if fit.best is None:
         fit.best, fit.best_error = fit.table, runner.error(fit.table, validation)
     failed = 0
     while fit.table.layout() and fit.done < steps and fit.waited < patience and failed < 3:
         theta = fit.table.theta()
-        before = float(squares.mean()) + pull * float((theta - fit.origin).square().sum())
-        square, slope = runner.normal(fit.table, *focused(train, squares, focus, 10 * fit.done + failed))
+        scale = (ROBUST * median(squares.sqrt(), w)) ** 2 if robust else math.inf
+        before = _loss(squares, w, scale) + pull * float((theta - fit.origin).square().sum())
+        each = w / (1 + squares / scale)
+        square, slope = runner.normal(fit.table, *focused(train, squares, focus, 10 * fit.done + failed, each))
         square = square + pull * torch.eye(len(theta), dtype=torch.float64)
         slope = slope + pull * (theta - fit.origin)
-        scale = torch.diag(square.diagonal() + 1e-9 * square.diagonal().max())
+        diagonal = torch.diag(square.diagonal() + 1e-9 * square.diagonal().max())
         value, table = math.inf, fit.table
         for _ in range(5):
-            table = fit.table.with_theta(theta - torch.linalg.solve(square + fit.damping * scale, slope))
+            table = fit.table.with_theta(theta - torch.linalg.solve(square + fit.damping * diagonal, slope))
             if table.valid():
                 tried = runner.squares(table, train)
-                value = float(tried.mean()) + pull * float((table.theta() - fit.origin).square().sum())
+                value = _loss(tried, w, scale) + pull * float((table.theta() - fit.origin).square().sum())
                 if value < before:
                     squares = tried
                     break
@@ -186,3 +209,15 @@ def gauss_newton(
             fit.best, fit.best_error = table, error
         report(fit)
     return fit
+
+
+def _loss(squares: Tensor, w: Tensor, scale: float) -> float:
+    """Σ w c² log(1 + R²/c²); the mean square for c² = ∞."""
+    return float((w * (squares if math.isinf(scale) else scale * torch.log1p(squares / scale))).sum())
+
+
+def median(values: Tensor, w: Tensor) -> float:
+    """The least value up to which half of the weight lies."""
+    order = values.argsort()
+    half = torch.searchsorted(w[order].cumsum(0), 0.5 * float(w.sum()))
+    return float(values[order[min(int(half), len(values) - 1)]])

@@ -3,7 +3,8 @@
 A sampler is a table of numbers; the best table depends on the model. `learn` starts from the best fixed plan, and moves
 node times, the noise levels that the network is told, and the weights of past predictions (`table`) so that the end of
 every run comes close to the end of the model's own exact trajectory through the same noise (`teacher`), by Gauss–Newton
-(`fit`). Both row invariants are kept. A plan that is not better on noises it was not fitted to is not returned.
+(`fit`), on plain noises and those of a larger pool that are hard (`pool`). Both row invariants are kept. A plan that is
+not better on noises it was not fitted to is not returned.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from ..plan.plan import Plan
 from ..process import Process
 from ..solvers import plan as make_plan
 from .fit import Fit, Runner, gauss_newton
+from .pool import finer, hardest, stratified
 from .resume import load_fit, save_fit, signature
-from .starts import best_start, fixed_plans
+from .starts import Fixed, best_start, fixed_plans, plan_error
 from .teacher import Cond, Source
 from .verdict import finish
 
-TEACHER_CALLS = 100
+TEACHER_CALLS = 60
+RIVALS = 4  # fixed plans, best on plain noises, of which the base is the best on plain and hard ones
 LAGS = 4  # history of a learned plan of more than FULL calls; shorter ones use all of it
 FULL = 10
 
@@ -47,10 +50,11 @@ def learn(
     *,
     process: Process | None = None,
     shape: Sequence[int] | None = None,
-    samples: int = 1024,
-    validation: int = 512,
-    focus: int = 512,
-    steps: int = 40,
+    samples: int = 512,
+    validation: int = 256,
+    pool: int = 4,
+    focus: int = 192,
+    steps: int = 12,
     start: float = 1.0,
     end: float = 0.0,
     base: Plan | str | None = None,
@@ -75,10 +79,11 @@ def learn(
 
     model: a `Denoiser`, or any callable model(x, t, **cond) with `process=` (and shape=): guided, steered, compiled.
     shape: of one sample, by default the model's.   samples, validation: noises to fit to, and to choose by.
+    pool: so many noises are looked at for each of them; half of them are the hardest of these (`pool`); 1: all are plain.
     focus: of the samples that each Jacobian is estimated on (`fit`), which is most of the cost.
-    steps: at most so many Gauss–Newton steps.
-    base: the plan to start from and to beat, a solver's name, or None: the best of `starts.BASES` on the validation noises.
-    teacher: a plan, its calls, or "auto" (100 calls of the default solver, at least 5 nfe).
+    steps: at most so many Gauss–Newton steps, the first half of them robust (`fit`).
+    base: the plan to start from and to beat, a solver's name, or None: the best of `starts.SOLVERS` on the validation noises.
+    teacher: a plan, its calls, or "auto" (60 calls of the default solver, at least 4 nfe).
     cond: {name: tensor} read in turn by the samples, or a function of their indices: train over the conditions
         (labels, prompts, anchors, guidance scales as inputs) that the plan will be used with.
     loss: "rms" in the state's space, or a function (B, *) -> (B, F) whose features are compared.
@@ -97,31 +102,53 @@ def learn(
     A Unified Sampling Framework for Solver Searching of Diffusion Probabilistic Models, 2024.
     """
     budgets = [nfe] if isinstance(nfe, int) else list(nfe)
-    _check(budgets, samples, validation, focus, steps, batch, pull, loss, base)
+    _check(budgets, samples, validation, pool, focus, steps, batch, pull, loss, base)
     source = Source.of(model, process, shape, seed, cond, start, batch, dtype, device)
     runner, keep = Runner(model, None if isinstance(loss, str) else loss), None if folder is None else Path(folder)
     began, plans = time.perf_counter(), {}
     with torch.no_grad():
         guide = _teacher(teacher, source.process, max(budgets), start, end)
-        train = source.teach(guide, range(samples), keep)
-        held = source.teach(guide, range(samples, samples + validation), keep)
+        pools = range(pool * samples), range(pool * samples, pool * (samples + validation))
+        hards = [0 if pool == 1 else count // 2 for count in (samples, validation)]
+        plain = [
+            source.teach(guide, numbers[: count - hard], keep)
+            for numbers, count, hard in zip(pools, (samples, validation), hards, strict=True)
+        ]
         for n in budgets:
-            fixed = fixed_plans(source, runner, held, n, end, base)
+            fixed = fixed_plans(source, runner, plain[1], n, end, base)
             form = {"lags": lags if lags is not None or n <= FULL else LAGS, "free": not keep_invariants, "shifts": shifts}
             file = None
             if keep is not None:
                 kind = loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__)
-                facts = (samples, validation, focus, pull, constant, form, kind)
+                facts = (samples, validation, pool, focus, pull, constant, form, kind)
                 file = keep / f"learn-{n}-{signature(source, guide, fixed[0].plan, *facts)}.json"
-            fit = load_fit(file, source.process) or best_start(source, runner, fixed, train, held, n, end, constant, form)
+            fit = load_fit(file, source.process) or best_start(
+                source, runner, fixed, plain[0], plain[1], n, end, constant, form
+            )
+            fine = finer(source, fixed[0].plan, n, end)
 
             def report(fit: Fit, n: int = n, error: float = fixed[0].error, file: Path | None = file) -> None:
                 save_fit(file, fit)
                 if progress is not None:
                     progress(Progress(n, fit.done, steps, fit.best_error, error, time.perf_counter() - began))
 
-            gauss_newton(runner, fit, train, held, steps, focus=focus, pull=pull, report=report)
-            plans[n] = finish(source, runner, fit, fixed[0], train, held, guide, guard, note)
+            both = plain
+            for stage in (1, 2):
+                if fit.stage < stage:
+                    fit.table = fit.best or fit.table
+                    now = fit.table.plan()
+                    fit.hard = tuple(  # type: ignore[assignment]
+                        hardest(source, runner, (now, fine), numbers, hard, known)
+                        for numbers, hard, known in zip(pools, hards, fit.hard, strict=True)
+                    )
+                    fit.stage, fit.best, fit.waited = stage, None, 0
+                if fit.stage == stage:
+                    both = [stratified(source, guide, p, c, h, keep) for p, c, h in zip(pools, plain, fit.hard, strict=True)]
+                    last = steps // 2 if stage == 1 else steps
+                    gauss_newton(runner, fit, both[0], both[1], last, robust=stage == 1, focus=focus, pull=pull, report=report)
+            rivals = [Fixed(plan_error(source, runner, plan, both[1]), plan) for _, plan in fixed[:RIVALS]]
+            rival = min(rivals, key=lambda fixed: fixed.error)
+            plans[n] = finish(source, runner, fit, rival, both[0], both[1], guide, guard, note)
     return plans[budgets[0]] if isinstance(nfe, int) else plans
 
 
@@ -130,20 +157,30 @@ def _teacher(teacher: Plan | int | str, process: Process, most: int, start: floa
         if teacher.stochastic or (teacher.start, teacher.end) != (start, end):
             raise ValueError(f"teacher={teacher!r} must be deterministic and go from start={start} to end={end}")
         return teacher
-    calls = max(TEACHER_CALLS, 5 * most) if teacher == "auto" else teacher
+    calls = max(TEACHER_CALLS, 4 * most) if teacher == "auto" else teacher
     if isinstance(calls, bool) or not isinstance(calls, int) or calls <= most:
         raise ValueError(f"teacher={teacher!r} must be 'auto', a plan, or a number of calls above nfe={most}")
     return make_plan("auto", process, nfe=calls, start=start, end=end)
 
 
 def _check(
-    budgets: list[Any], samples: int, validation: int, focus: int, steps: int, batch: int, pull: float, loss: Any, base: Any
+    budgets: list[Any],
+    samples: int,
+    validation: int,
+    pool: int,
+    focus: int,
+    steps: int,
+    batch: int,
+    pull: float,
+    loss: Any,
+    base: Any,
 ) -> None:
     if not budgets or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in budgets):
         raise ValueError(f"nfe={budgets} must be an integer of at least 1, or several: the numbers of network calls")
     for name, value, least in (
         ("samples", samples, 8),
         ("validation", validation, 8),
+        ("pool", pool, 1),
         ("focus", focus, 8),
         ("steps", steps, 0),
         ("batch", batch, 1),

@@ -17,7 +17,8 @@ from .fit import Fit
 from .table import Table
 from .teacher import Source
 
-FORMAT, VERSION = "unstir-fit", 1
+FORMAT, VERSION = "unstir-fit", 2
+_NUMBERS = ("damping", "best_error", "done", "waited", "stage", "hard")
 _TENSORS = ("lam", "shift", "mix", "gain")
 
 
@@ -32,7 +33,7 @@ def save_fit(file: Path | None, fit: Fit) -> None:
     if file is not None:
         best = None if fit.best is None else _table(fit.best)
         now = {"table": _table(fit.table), "best": best, "origin": fit.origin.tolist()}
-        numbers = {k: getattr(fit, k) for k in ("damping", "best_error", "done", "waited")}
+        numbers = {k: getattr(fit, k) for k in _NUMBERS}
         write_json(file, {"format": FORMAT, "version": VERSION, **now, **numbers})
 
 
@@ -45,7 +46,8 @@ def load_fit(file: Path | None, process: Process) -> Fit | None:
         raise ValueError(f"{file} is no fit of this unstir; remove it")
     try:
         table, best = (None if data[k] is None else _read(data[k]) for k in ("table", "best"))
-        numbers = {k: data[k] for k in ("damping", "best_error", "done", "waited")}
+        numbers = {k: data[k] for k in _NUMBERS}
+        numbers["hard"] = tuple(data["hard"])
         fit = Fit(table, torch.tensor(data["origin"], dtype=torch.float64), best=best, **numbers)  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}); remove it") from None

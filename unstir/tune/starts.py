@@ -14,12 +14,17 @@ from ..plan.state import NonFiniteError
 from ..solvers import plan as make_plan
 from .fit import Fit, Runner, gauss_newton
 from .table import Table, project
-from .teacher import Chunk, Source
+from .teacher import Chunk, Source, weights
 
-SOLVERS = ("auto", "unipc-bh2", "unipc", "ab-2", "dpmpp-2m", "dpmpp-3m", "ghvb-4", "plms", "dpm-3m", "ddim")
-GRIDS = ("logistic", "logsnr")
+SOLVERS = (
+    "auto", "unipc-bh2", "unipc", "ab-2", "dpmpp-2m", "dpmpp-3m", "ghvb-4", "plms", "dpm-3m", "ddim",
+    "flow-adams-3", "flow-adams", "ipndm", "tab-4",
+)  # fmt: skip
+GRIDS = ("logistic", "quadratic", "logsnr")
+PROBE = 32  # samples on which all fixed plans run
+FINAL = 8  # of them, the best on these, that run on all validation noises
 BLANK = 0.15  # D_0 is taken for a constant if it varies by less than this part of the data's root mean square
-FEW = 96  # samples of first attempts
+FEW = 64  # samples of first attempts
 TRIALS = 6  # steps of every first attempt
 STARTS = 2  # fixed plans that are attempted
 SMALL = 65536  # entries of the largest constant that is kept as a tensor
@@ -33,14 +38,18 @@ class Fixed(NamedTuple):
 
 
 def fixed_plans(source: Source, runner: Runner, held: Sequence[Chunk], nfe: int, end: float, base: Any) -> list[Fixed]:
-    """The fixed plans of `nfe` calls, best first; only the given one if there is one."""
+    """The best fixed plans of `nfe` calls, best first; only the given one if there is one."""
     if isinstance(base, Plan):
         plans = [base]
     elif isinstance(base, str):
         plans = [make_plan(base, source.process, nfe=nfe, start=source.start, end=end)]
     else:
         plans = _catalogue(source, nfe, end)
-    return sorted((Fixed(plan_error(source, runner, plan, held), plan) for plan in plans), key=lambda fixed: fixed.error)
+    few = [held[0].rows(torch.arange(min(PROBE, len(held[0].x))))]
+    plans.sort(key=lambda plan: plan_error(source, runner, plan, few))
+    return sorted(
+        (Fixed(plan_error(source, runner, plan, held), plan) for plan in plans[:FINAL]), key=lambda fixed: fixed.error
+    )
 
 
 def _catalogue(source: Source, nfe: int, end: float) -> list[Plan]:
@@ -56,16 +65,16 @@ def _catalogue(source: Source, nfe: int, end: float) -> list[Plan]:
 
 
 def plan_error(source: Source, runner: Runner, plan: Plan, chunks: Sequence[Chunk]) -> float:
-    """Root mean square distance of the ends of any plan from the teacher's, in the runner's features."""
-    total, count = 0.0, 0
+    """Root (weighted) mean square distance of the ends of any plan from the teacher's, in the runner's features."""
+    squares = []
     for chunk in chunks:
         try:
             end = runner.seen(source.run(plan, chunk.x, chunk.cond), chunk)
         except NonFiniteError:
             return float("inf")
         r = (end - runner.seen(chunk.goal, chunk)).double()
-        total, count = total + float(r.square().sum()), count + r.numel()
-    return (total / count) ** 0.5
+        squares.append(r.square().mean(1).cpu())
+    return float((weights(chunks) * torch.cat(squares)).sum().sqrt())
 
 
 def best_start(
@@ -89,7 +98,8 @@ def best_start(
         tables = _projected([plan for _, plan in fixed], form)
     else:
         tables = _projected(_catalogue(source, nfe + 1, end), {**form, "constant": mean})
-        tables.sort(key=lambda table: runner.error(table, few))
+        probe = [few[0].rows(torch.arange(min(PROBE, len(few[0].x))))]
+        tables.sort(key=lambda table: runner.error(table, probe))
     if not tables:
         raise ValueError("no fixed plan can be started from; give base=, a deterministic plan that visits every time once")
     fits = [gauss_newton(runner, Fit(table, table.theta()), few, held, TRIALS, patience=TRIALS) for table in tables[:STARTS]]

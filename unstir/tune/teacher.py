@@ -28,11 +28,15 @@ Cond = Mapping[str, Any] | Callable[[Tensor], Mapping[str, Any]] | None
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples that are run together: centred start states x and teacher ends, both (B, *), and their conditions."""
+    """Samples that are run together: centred start states x and teacher ends, both (B, *), and their conditions.
+
+    weight: (B,), of the samples in every mean, float64 on the CPU; None where all weigh 1.
+    """
 
     x: Tensor
     goal: Tensor
     cond: Mapping[str, Any]
+    weight: Tensor | None = None
 
     def rows(self, index: Tensor) -> Chunk:
         """Some of the samples; conditions with one row a sample are taken along."""
@@ -40,8 +44,16 @@ class Chunk:
         cond = {
             k: v[index.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == size else v for k, v in self.cond.items()
         }
+        weight = None if self.weight is None else self.weight[index.cpu()]
         index = index.to(self.x.device)
-        return Chunk(self.x[index], self.goal[index], cond)
+        return Chunk(self.x[index], self.goal[index], cond, weight)
+
+
+def weights(chunks: Sequence[Chunk]) -> Tensor:
+    """Of all samples, float64 (S,) with sum 1."""
+    each = [torch.ones(len(c.x), dtype=torch.float64) if c.weight is None else c.weight for c in chunks]
+    total = torch.cat(each)
+    return total / total.sum()
 
 
 @dataclass(frozen=True)

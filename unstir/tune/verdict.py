@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluate import frechet
+from ..evaluate import frechet_moments
 from ..plan.plan import Plan
-from .fit import Fit, Runner
+from .fit import Fit, Runner, median
 from .starts import Fixed, plan_error
-from .teacher import Chunk, Cond, Source
+from .teacher import Chunk, Cond, Source, weights
 
 WORSE = 1.05  # a Fréchet distance so many times the base's is a loss, beyond what few samples leave open
 DIMS = 24
@@ -32,11 +32,18 @@ def spread(x: Tensor) -> float:
 
 def distribution(source: Source, plan: Plan, chunks: Sequence[Chunk]) -> dict[str, float]:
     """Fréchet distance from the teacher's ends (24 principal components, fewer for few entries), diversity beside it."""
-    goal = torch.cat([chunk.goal.cpu() for chunk in chunks]).double()
-    own = ends(source, plan, chunks).double()
-    dims = min(DIMS, goal[0].numel(), len(goal) // 2)
-    far = frechet(goal, own, f"pixel-pca:{dims}")
-    return {"frechet": float(far.value), "diversity": spread(own) / spread(goal)}
+    goal = torch.cat([chunk.goal.cpu() for chunk in chunks]).double().flatten(1)
+    own, w = ends(source, plan, chunks).double().flatten(1), weights(chunks)
+    dims = min(DIMS, goal.shape[1], len(goal) // 2)
+    axes = torch.linalg.eigh(_moments(goal, w)[1])[1][:, -dims:]
+    far = frechet_moments(*_moments(goal @ axes, w), *_moments(own @ axes, w))
+    return {"frechet": far, "diversity": spread(own) / spread(goal)}
+
+
+def _moments(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and covariance."""
+    mean = w @ x
+    return mean, (w[:, None] * (x - mean)).T @ (x - mean)
 
 
 def finish(
@@ -89,7 +96,7 @@ def median_error(source: Source, runner: Runner, plan: Plan, chunks: Sequence[Ch
     for chunk in chunks:
         r = runner.seen(source.run(plan, chunk.x, chunk.cond), chunk) - runner.seen(chunk.goal, chunk)
         parts.append(r.double().square().mean(1).sqrt().cpu())
-    return float(torch.cat(parts).median())
+    return median(torch.cat(parts), weights(chunks))
 
 
 class Checked(NamedTuple):
