@@ -14,7 +14,7 @@ from typing import Any
 
 from . import denoiser, process, solvers
 from .denoiser import Calls, Denoiser, count_calls
-from .plan import NonFiniteError, Plan, Row, State, Step, sample, steps, trace
+from .plan import NonFiniteError, Plan, Row, State, Step, brownian, sample, steps, trace
 from .solvers import plan
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "Row",
     "State",
     "Step",
+    "brownian",
     "count_calls",
     "denoiser",
     "plan",

@@ -1,5 +1,6 @@
 """Plans and the executor that runs them."""
 
+from .brownian import brownian
 from .execute import steps
 from .hooks import Context, Steered
 from .joint import JointPlan
@@ -20,6 +21,7 @@ __all__ = [
     "Step",
     "Symbol",
     "Tracer",
+    "brownian",
     "sample",
     "steps",
     "trace",

@@ -54,7 +54,7 @@ def sample(
         (which half types draw in): to compare the two, give x= and noise=.
     hooks: see `unstir.plan.hooks`; those that the model brings along (`model.hooks`) run first.
     anchor: y of an anchored process.
-    noise: {row: tensor} or row -> tensor, used instead of drawn noise.
+    noise: {row: tensor} or row -> tensor, used instead of drawn noise; `unstir.brownian` gives plans of any length one path.
     grad: keep the autograd graph.
     executor: "eager"; "compile" runs the network through torch.compile; "graph" captures the whole
         run as one CUDA graph, once per (plan, shape) (see `capture`).
