@@ -14,6 +14,7 @@ A query sees h w + h_e w_e keys. Without an exemplar [f; f_e] is f, plain self-a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -125,12 +126,14 @@ class ExemplarUNet(nn.Module):
     ) -> None:
         super().__init__()
         try:
-            from diffusers import UNet2DConditionModel
+            from diffusers import UNet2DConditionModel  # type: ignore[attr-defined]
         except ImportError:
             raise ImportError('this network is built on diffusers: pip install "unstir[diffusers]"') from None
         attends = [i > 0 for i in range(len(widths))] if attention is None else list(attention)
         if len(attends) != len(widths) or len(widths) < 2:
-            raise ValueError(f"attention={attention!r} must have an entry for each of the {len(widths)} ≥ 2 levels of {widths=}")
+            raise ValueError(
+                f"attention={attention!r} needs an entry for each level, widths={list(widths)} at least two levels"
+            )
         if any(w % 8 for w in widths):
             raise ValueError(f"widths={list(widths)} must be multiples of 8")
         self.channels, self.patch, self.tokens, self.width = channels, patch, tokens, width
@@ -160,19 +163,19 @@ class ExemplarUNet(nn.Module):
 
     def _forget_unread(self) -> None:
         """No gradient for those weights of R that come after the last feature, which nobody reads."""
-        c = torch.zeros(1, self.tokens, self.width)
-        kept = self._read(torch.zeros(1, self.channels, self.step, self.step), c)
-        used = torch.autograd.grad(sum(f.sum() for f in kept.values()), list(self.reader.parameters()), allow_unused=True)  # type: ignore[arg-type]
+        with torch.enable_grad():
+            c = torch.zeros(1, self.tokens, self.width)
+            kept = self._read(torch.zeros(1, self.channels, 2 * self.step, 2 * self.step), c)
+            total = torch.stack([f.sum() for f in kept.values()]).sum()
+            used = torch.autograd.grad(total, list(self.reader.parameters()), allow_unused=True)
         for weight, slope in zip(self.reader.parameters(), used, strict=True):
             weight.requires_grad_(slope is not None)
 
     def _read(self, e: Tensor, c: Tensor) -> dict[str, Tensor]:
         """F = R(e), at time 0."""
         kept: dict[str, Tensor] = {}
-        try:
+        with suppress(_Written):
             self.reader(F.pixel_unshuffle(e, self.patch), 0, c, cross_attention_kwargs={"write": kept})
-        except _Written:
-            pass
         return kept
 
     def prepare(self, e: Tensor) -> Exemplar:
