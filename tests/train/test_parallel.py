@@ -17,7 +17,7 @@ from unstir.train.checkpoint import checkpoints
 from unstir.train.step import drawer, paired
 
 SCRIPT = """
-    import sys, torch
+    import os, sys, torch
     torch.set_num_threads(1)
     sys.path.insert(0, {here!r})
     from training_parts import make_data, make_model
@@ -26,7 +26,8 @@ SCRIPT = """
         strategy={strategy!r}, resume=True, override={override})
     result = fit(make_model(dropout=0.0), make_data(), config, {folder!r})
     result.model(torch.zeros(2, 4), 0.5, class_labels=torch.tensor([0, 1]))  # runs in one process again
-    print(result.steps, result.loss)
+    print(result.steps, result.loss, flush=True)
+    os._exit(0)  # threads of torch now and then abort while Python is taken down, after all is written
 """
 
 

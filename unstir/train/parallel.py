@@ -12,6 +12,7 @@ Checkpoints hold whole tensors in safetensors either way, so that any number of 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -86,8 +87,11 @@ def world(device: torch.device) -> Iterator[World]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
+        if own:
+            dist.barrier()  # a process that leaves early makes the others' threads abort as they are taken down
     finally:
         if own:
+            gc.collect()  # what still refers to the group
             dist.destroy_process_group()
 
 
