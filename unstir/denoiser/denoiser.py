@@ -77,12 +77,7 @@ class Denoiser(nn.Module):
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not callable(network):
-            raise TypeError(f"network is {type(network).__name__}; it must be callable as network(x, t)")
-        if not isinstance(process, Process):
-            raise TypeError(f"process is {type(process).__name__}; it must be an unstir.process.Process")
-        if isinstance(time, str) and time not in TIMES:
-            raise ValueError(f"time={time!r} is unknown; one of {', '.join(TIMES)} or a callable")
+        check_parts(network, process, time)
         if clip is not None and not clip[0] < clip[1]:
             raise ValueError(f"clip={clip} must be (low, high) with low < high")
         self.network, self.process, self.time, self.clip = network, process, time, clip
@@ -180,6 +175,16 @@ class Denoiser(nn.Module):
 
     def extra_repr(self) -> str:
         return f"process={self.process!r}, predicts={self.prediction.kind!r}, time={self.time!r}"
+
+
+def check_parts(network: Any, process: Any, time: Any) -> None:
+    """TypeError or ValueError unless these are a callable network, a process, and a name in `TIMES` or a callable."""
+    if not callable(network):
+        raise TypeError(f"network is {type(network).__name__}; it must be callable as network(x, t)")
+    if not isinstance(process, Process):
+        raise TypeError(f"process is {type(process).__name__}; it must be an unstir.process.Process")
+    if isinstance(time, str) and time not in TIMES:
+        raise ValueError(f"time={time!r} is unknown; one of {', '.join(TIMES)} or a callable")
 
 
 class ConvertedDenoiser(nn.Module):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .._calls import count_call
 from ..process import Marginal, Process
 from ..process.base import expand, float64
-from .denoiser import TIMES, accepts, combine, split_output
+from .denoiser import TIMES, accepts, check_parts, combine, split_output
 
 FIELDS: dict[str, Callable[[Process, Tensor], tuple[Any, Any, Any]]] = {
     "velocity": lambda p, t: (p.dalpha(t), p.dbeta(t), p.dsigma(t)),
@@ -62,15 +62,10 @@ class Field(nn.Module):
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not callable(network):
-            raise TypeError(f"network is {type(network).__name__}; it must be callable as network(x, t)")
-        if not isinstance(process, Process):
-            raise TypeError(f"process is {type(process).__name__}; it must be an unstir.process.Process")
+        check_parts(network, process, time)
         names = (predicts,) if isinstance(predicts, str) else tuple(predicts)
         if not names or len(set(names)) < len(names) or not set(names) <= set(FIELDS):
             raise ValueError(f"predicts={predicts!r} must be different names out of {', '.join(FIELDS)}")
-        if isinstance(time, str) and time not in TIMES:
-            raise ValueError(f"time={time!r} is unknown; one of {', '.join(TIMES)} or a callable")
         self.network, self.predicts, self.time = network, names, time
         self.process = process if isinstance(process, Marginal) else Marginal(process)
         self.shape = tuple(shape) if shape is not None else None
