@@ -158,7 +158,8 @@ def _train(
     """The loop itself, from the run's counters to the end or to a stop."""
     config, counters, average, first = run.config, run.counters, run.averages["ema"], run.world.first
     networks = {name: _network(a) for name, a in run.averages.items()}
-    started, saved, errors = time.perf_counter(), counters.images if resumed else -1, {}
+    started, saved = time.perf_counter(), counters.images if resumed else -1
+    found: tuple[dict[str, float], float] | None = None  # errors by λ, and the objective, at the last checkpoint
     total = config.steps * config.batch
     log = Log(folder / "log.jsonl", counters.images) if first else None
     others = [adapter(name, folder, config) for name in config.log_to] if first else []
@@ -168,13 +169,15 @@ def _train(
             if listener is not None:
                 listener(event)
 
-    def checkpoint() -> dict[str, float]:
-        errors = validate(average, validation, config.seed)
-        score = objective_error(average, validation, objective, config.seed)
+    def measure() -> tuple[dict[str, float], float]:
+        return validate(average, validation, config.seed), objective_error(average, validation, objective, config.seed)
+
+    def checkpoint() -> tuple[dict[str, float], float]:
+        errors, score = measure()
         state = {**_saved(counters), "identity": identity, "score": score if math.isfinite(score) else None}
         save(folder, _network(run.model), networks, run.optimizer, state, config.keep, config.keep_best, run.world)
         tell({"images": counters.images, "validation": errors, "validation_loss": score})
-        return errors
+        return errors, score
 
     try:
         with _interruptible() as stop, torch.random.fork_rng(), ahead(run.draw, config) as run.draw:
@@ -192,19 +195,17 @@ def _train(
                 if config.ema_std and _due(number, config):
                     snapshot(folder, networks, counters.images, run.world)
                 if number % config.checkpoint_every == 0:
-                    errors, saved = checkpoint(), counters.images
+                    found, saved = checkpoint(), counters.images
                 # Several processes stop at the same step: when all have heard of it.
                 stopping = agreed if run.world.size > 1 else stop.is_set()
             if saved != counters.images:
-                errors = checkpoint()
-            elif not errors:  # resumed at the very end
-                errors = validate(average, validation, config.seed)
+                found = checkpoint()
             interrupted = stopping and counters.images < total
     finally:
         for listener in [log, *others]:
             if listener is not None:
                 listener.close()
-    loss = objective_error(average, validation, objective, config.seed)
+    errors, loss = found or measure()  # none if resumed at the very end
     seconds = time.perf_counter() - started
     average.meta = dict(average.meta) | {
         "training": {
