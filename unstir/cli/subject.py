@@ -92,7 +92,7 @@ def _model(name: str, device: str, guidance: float | None, save: bool) -> Subjec
 
     return Subject(
         model=model if labels is None else Guided(model, scale, len(labels)),
-        sizes=Sizes(512, 256, 192, 20, 256),
+        sizes=Sizes(512, 256, 192, 12, 256),
         cond=None if labels is None else {"class_labels": labels},
         names=[] if labels is None else [str(c) for c in model.meta["classes"]],
         told=f"guidance {scale:g}",

@@ -49,8 +49,8 @@ class Options:
     focus: int | None = None
     """Of the samples that every step looks at closely; most of the time goes there (192; 24)."""
     steps: int | None = None
-    """At most so many Gauss-Newton steps (20; 12)."""
-    teacher: int = 100
+    """At most so many Gauss-Newton steps (12)."""
+    teacher: int = 60
     """Calls of the trajectories to learn from."""
     batch: int | None = None
     """Samples run together, which bounds the memory (256; fewer for large latents)."""

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Features = str | Callable[[Tensor], Tensor]
-Statistic = Callable[[Tensor, Tensor], float]
+from .checks import check_alike, check_samples, ranges
+from .features import Features, extractor, label
 
-# These names mean one fixed set of weights in the literature; a number under them is only comparable with those.
-RESERVED = ("inception", "dinov2", "clip", "i3d")
+Statistic = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
@@ -46,87 +45,6 @@ class Score:
         floor = "no floor" if self.floor is None else f"floor {self.floor:.4g} at n = {self.floor_n}"
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{self.name} = {self.value:.4g} (n = {self.n_fake}, {floor}{notes})"
-
-
-def check_samples(samples: Any, name: str, at_least: int = 2) -> Tensor:
-    """`samples` as a finite tensor (n, *) with n ≥ at_least. Raises ValueError or TypeError that names the argument."""
-    try:
-        x = torch.as_tensor(samples).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} is {type(samples).__name__}; it must be a tensor or array of shape (n, *)") from None
-    if x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{name} has dtype {x.dtype}; it must hold real numbers")
-    if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (n, *) with samples along the first axis")
-    if len(x) < at_least:
-        raise ValueError(f"{name} has {len(x)} sample(s); at least {at_least} are needed")
-    bad = ~torch.isfinite(x).flatten(1).all(1)
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise ValueError(f"{name} contains NaN or infinite values in {int(bad.sum())} of {len(x)} samples, first in {first}")
-    return x
-
-
-def check_alike(real: Tensor, fake: Tensor, real_name: str = "real", fake_name: str = "fake") -> None:
-    """Refuses two sets that cannot be compared: other sample shapes, or pixels as integers against floats."""
-    if real.shape[1:] != fake.shape[1:]:
-        raise ValueError(
-            f"{fake_name} has sample shape {tuple(fake.shape[1:])} and {real_name} {tuple(real.shape[1:])}; "
-            "resize or convert one of them first"
-        )
-    if real.is_floating_point() != fake.is_floating_point():
-        raise TypeError(
-            f"{real_name} is {real.dtype} and {fake_name} is {fake.dtype}, so their value ranges differ; "
-            "bring both to the same range as floats"
-        )
-
-
-def extractor(features: Features, real: Tensor) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """(name, function to float64 features (n, d)) of a feature space.
-
-    "pixel"          the flattened sample itself
-    "pixel-pca:K"    v ↦ Vᵀ(v − m), with V (·, K) the leading principal axes of the real set and m its mean (not whitened)
-    callable         features(batch) -> (n, *), run in batches of 256 without gradients; named by its `name`,
-                     `__name__` or class
-    """
-    if callable(features):
-        label = getattr(features, "name", None) or getattr(features, "__name__", None) or type(features).__name__
-        return str(label).strip("<>"), lambda x: _call(features, x)
-    if not isinstance(features, str):
-        raise TypeError(f"features is {type(features).__name__}; it must be a name such as 'pixel-pca:24', or a callable")
-    if features == "pixel":
-        return "pixel", _flat
-    kind, _, count = features.partition(":")
-    if kind == "pixel-pca":
-        limit = min(len(real) - 1, real[0].numel())
-        if not (count.isdigit() and 1 <= int(count) <= limit):
-            raise ValueError(f"features={features!r}: give 'pixel-pca:K' with 1 ≤ K ≤ {limit} for {len(real)} real samples")
-        x = _flat(real)
-        mean = x.mean(0)
-        axes = torch.linalg.eigh(torch.cov(x.T).reshape(x.shape[1], -1)).eigenvectors[:, -int(count) :].flip(1)
-        return f"pixel-PCA{int(count)}", lambda v: (_flat(v) - mean) @ axes
-    if kind in RESERVED:
-        raise ValueError(
-            f"features={features!r} needs weights that unstir does not ship and never downloads; load the network yourself "
-            "and pass it as features=callable"
-        )
-    raise ValueError(f"features={features!r} is unknown; one of 'pixel', 'pixel-pca:K', or a callable")
-
-
-def _flat(x: Tensor) -> Tensor:
-    # MPS has no float64; everywhere else the features stay where the samples are.
-    return (x.cpu() if x.device.type == "mps" else x).double().flatten(1)
-
-
-def _call(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with torch.no_grad():
-        parts = [features(batch) for batch in x.split(256)]
-    if not all(isinstance(part, Tensor) and part.ndim >= 2 for part in parts):
-        raise TypeError("features(batch) must return a tensor of shape (n, *)")
-    out = _flat(torch.cat(parts))
-    if len(out) != len(x):
-        raise ValueError(f"features returned {len(out)} rows for {len(x)} samples; it must return one row per sample")
-    return check_samples(out, "features(batch)", 1)
 
 
 def choose(x: Tensor, n: int, seed: int) -> Tensor:
