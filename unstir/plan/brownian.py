@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._random import draw, mix, sample_keys
+from .._random import child, draw, sample_keys
 from .plan import Plan
 
 DEPTH = 44  # halvings: s is resolved to 6e-14, λ to 1e-3 at λ = 12
@@ -81,7 +81,7 @@ def bridge(keys: Sequence[int], shape: Sequence[int], s: float) -> Tensor:
         if s in (low, high):
             break
         middle = (low + high) / 2
-        z = draw([mix(key, _STREAM, level, place) for key in keys], shape, 0).double()
+        z = draw([child(key, _STREAM, level, place) for key in keys], shape, 0).double()
         value = (left + right) / 2 + math.sqrt(high - low) / 2 * z
         if s < middle:
             high, right, place = middle, value, 2 * place

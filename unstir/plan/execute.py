@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._calls import counting
-from .._random import draw, mix
+from .._random import child, draw
 from ..denoiser.denoiser import accepts, combine
 from ..process.base import expand
 from ..process.frames import leave
@@ -191,7 +191,7 @@ def _run(
         shown = x if half is None else x.to(half)
         if anchored:
             shown = leave(process, frame, shown, row.to, anchor)  # type: ignore[arg-type]
-        yield Step(number, row.t, row.to, shown, data, row, state)
+        yield Step(number, row.t, row.to, shown, data, row, state, state.aux)
     state.check()
 
 
@@ -268,7 +268,7 @@ def _add_noise(row: Any, mean: Any, keys: list[int], number: int, noise: Noise |
     if isinstance(mean, dict):
         out = {}
         for leaf, (name, m) in enumerate(mean.items()):
-            z = _draw([mix(k, 1 + leaf) for k in keys], number + 1, m) if given is None else given[name]
+            z = _draw([child(k, 1 + leaf) for k in keys], number + 1, m) if given is None else given[name]
             out[name] = combine(((1.0, m), (row.leaf(name).c, z)))
         return out
     return combine(((1.0, mean), (row.c, _draw(keys, number + 1, mean) if given is None else given)))

@@ -98,6 +98,14 @@ class Context:
         """Network calls so far."""
         return self.run.calls
 
+    def give(self, **aux: Any) -> None:
+        """Hand out what a denoiser found beside D, by name: `Step.aux` and `State.aux` hold that of the last evaluation.
+
+        Of a guided evaluation only the conditional branch is kept.
+        """
+        if self.branch == "conditional":
+            self.run.aux = {**self.run.aux, **aux}
+
     def reset_history(self) -> None:
         """Forget F of earlier rows (after an edit that makes them misleading); their weight falls on F_i."""
         self.run.forget()

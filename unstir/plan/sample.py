@@ -58,7 +58,7 @@ def sample(
     grad: keep the autograd graph.
     executor: "eager"; "compile" runs the network through torch.compile; "graph" captures the whole
         run as one CUDA graph, once per (plan, shape) (see `capture`).
-    full: return the final `State` (x, history, counts of calls) instead of x.
+    full: return the final `State` (x, history, counts of calls, aux) instead of x.
     on_step: called with every `Step`, for progress.
     cond: passed to the network.
 

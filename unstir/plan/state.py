@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._calls import Calls
-from .._random import mix, sample_keys
+from .._random import child, sample_keys
 from ..process.frames import enter, leave
 from .joint import JointPlan
 
@@ -24,7 +24,7 @@ class State:
 
     x is in the plan's frame (centred, x − βy) where the process is anchored, and float32 in a half-precision run, whose
     dtype is `half`; history is {row number: F}; keys are the random keys of the samples.
-    memory is what transforms keep for one run, by transform.
+    memory is what transforms keep for one run, by transform; aux what the last evaluation gave beside D, by name.
     """
 
     x: Any
@@ -34,6 +34,7 @@ class State:
     hooks: tuple[Any, ...] = ()
     half: torch.dtype | None = None
     memory: dict[Any, Any] = field(default_factory=dict)
+    aux: dict[str, Any] = field(default_factory=dict)
     marks: list[tuple[int, Any, Tensor]] = field(default_factory=list)
 
     def forget(self) -> None:
@@ -42,9 +43,10 @@ class State:
             self.history = dict.fromkeys(self.history, self.history[max(self.history)])
 
     def permute(self, perm: Tensor) -> None:
-        """Reorder the samples of the history, of what transforms remember, and of every hook with an `index` method."""
+        """Reorder the samples of the history, of aux, of what transforms remember, and of every hook with an `index` method."""
         self.history = {i: tree_map(lambda f: f[perm.to(f.device)], value) for i, value in self.history.items()}
         self.memory = {owner: _reordered(value, perm) for owner, value in self.memory.items()}
+        self.aux = _reordered(self.aux, perm)
         for hook in self.hooks:
             if hasattr(hook, "index"):
                 hook.index(perm)
@@ -63,7 +65,8 @@ class State:
 
 @dataclass(slots=True)
 class Step:
-    """What `steps` yields after a row. data: D predicted at time t; x: the state at time `to` that the row led to."""
+    """What `steps` yields after a row. data: D predicted at time t; x: the state at time `to` that the row led to;
+    aux: what the last evaluation gave beside D, by name (`Context.give`)."""
 
     index: int
     t: Any
@@ -72,6 +75,7 @@ class Step:
     data: Any
     row: Any
     state: State
+    aux: dict[str, Any] = field(default_factory=dict)
 
 
 class NonFiniteError(ValueError):
@@ -101,6 +105,11 @@ def _reordered(value: Any, perm: Tensor) -> Any:
     return {key: _reordered(part, perm) for key, part in value.items()} if isinstance(value, dict) else value
 
 
+def _copied(memory: Any) -> Any:
+    """The dicts of a memory anew, at any depth: a run that goes on leaves the `State` it began from as it was."""
+    return {owner: _copied(value) for owner, value in memory.items()} if isinstance(memory, dict) else memory
+
+
 def _finite(x: Any) -> bool:
     return all(bool(torch.isfinite(leaf).all()) for leaf in (x.values() if isinstance(x, dict) else (x,)))
 
@@ -115,7 +124,7 @@ def begin(
             raise ValueError(
                 f"the plan reads the history of row {missing[0]}, which the State does not hold; run the head with full=True"
             )
-        return State(x.x, x.keys, dict(x.history), replace(x.calls), half=x.half)
+        return State(x.x, x.keys, dict(x.history), replace(x.calls), half=x.half, memory=_copied(x.memory), aux=x.aux)
     if needed:
         raise ValueError(
             f"this plan is the tail of a split one and reads the history of row {needed[0]}: pass x=, the State of its head"
@@ -150,7 +159,7 @@ def begin(
     start = {}
     for leaf, (name, size) in enumerate(shape.items()):
         own = plan.plans[name] if isinstance(plan, JointPlan) else plan
-        start[name] = own.process.start([mix(k, 1 + leaf) for k in keys], size[1:], own.start, dtype=dtype, device=device)
+        start[name] = own.process.start([child(k, 1 + leaf) for k in keys], size[1:], own.start, dtype=dtype, device=device)
     return State(start, keys)
 
 

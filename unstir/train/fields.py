@@ -11,16 +11,13 @@ contain z/σ, whose variance explodes at the ends of the path; with antithetic p
 
 from __future__ import annotations
 
-import copy
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._random import mix
 from ..denoiser.field import Field, target
 from ..process.base import float64
-from . import ema
+from .descend import descend
 from .levels import stratified
 from .progress import Listener
 
@@ -83,26 +80,17 @@ def fit_field(
             raise ValueError(f"{name}={value!r} must be an integer of at least 1")
     if not 0 <= margin < 0.5:
         raise ValueError(f"margin={margin} must lie in [0, 0.5)")
-    average = copy.deepcopy(model)
-    adam = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.0)
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         rows = _rows(len(data), batch, mix(seed, _ROWS, step))
         x0 = data[rows]
         y = None if source is None else source[rows if paired else _rows(len(source), batch, mix(seed, _SOURCE, step))]
         keys = [mix(seed, _NOISE, n) for n in range(step * batch, (step + 1) * batch)]
         z = model.process.noise(keys, x0.shape[1:], 0, dtype=x0.dtype, device=x0.device)
         t = margin + (1 - 2 * margin) * stratified(batch, mix(seed, _LEVEL, step) / 2**64)
-        for group in adam.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = field_loss(model, x0, y, z, t).mean()
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-        adam.step()
-        ema.update(average, model, ema.fixed(decay, step + 1))
-        if progress is not None:
-            progress({"step": step + 1, "loss": float(loss.detach())})
-    return average.eval().requires_grad_(False)
+        return field_loss(model, x0, y, z, t).mean()
+
+    return descend(model, loss, steps=steps, lr=lr, decay=decay, clip=clip, progress=progress)
 
 
 def _rows(count: int, batch: int, key: int) -> Tensor:
