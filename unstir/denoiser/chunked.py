@@ -25,23 +25,29 @@ class Chunked(nn.Module):
             raise ValueError(f"size={size!r} must be an integer of at least 1, the samples of one call")
         self.model, self.size = model, size
         self.process, self.shape = getattr(model, "process", None), getattr(model, "shape", None)
-        self.hooks = getattr(model, "hooks", ())
+        self.hooks, self.meta = getattr(model, "hooks", ()), getattr(model, "meta", {})
+        self.sees_anchor = getattr(model, "sees_anchor", False)
 
     def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Any:
-        """D(x, t), piece by piece; every piece has its own memory of the run."""
+        """D(x, t), piece by piece; every piece has its own memory of the run, and the random numbers of its samples."""
         batch = len(x)
 
         def piece(value: Any, part: slice) -> Any:
             whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
             return value[part] if whole else value
 
-        outs = []
+        outs, given = [], []
         for i in range(0, batch, self.size):
             part = slice(i, i + self.size)
             here = ctx
             if ctx is not None:
-                here = replace(ctx, run=replace(ctx.run, memory=ctx.run.memory.setdefault((self, i), {})))
+                memory = ctx.run.memory.setdefault((self, i), {})
+                run = replace(ctx.run, keys=ctx.run.keys[part], memory=memory, aux={})
+                here = replace(ctx, x=piece(ctx.x, part), run=run)
             outs.append(call(self.model, x[part], piece(t, part), here, {k: piece(v, part) for k, v in cond.items()}))
+            given.append({} if here is None else here.run.aux)
+        if ctx is not None and given[0]:
+            ctx.give(**{name: torch.cat([aux[name] for aux in given]) for name in given[0]})
         if type(outs[0]) is Steered:
             return Steered(torch.cat([o.data for o in outs]), torch.cat([o.base for o in outs]), outs[0].carry)
         return torch.cat(outs)

@@ -6,6 +6,7 @@ Pictures are (B, C, H, W). Every operator follows its input to its dtype and dev
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,6 +99,11 @@ def radon(angles: Tensor, shape: Sequence[int]) -> Linear:
     angles = float64(angles)
     if angles.ndim != 1 or len(shape) != 3 or shape[-1] != shape[-2]:
         raise ValueError(f"angles must be one-dimensional and shape (C, N, N); got {tuple(angles.shape)} and {tuple(shape)}")
+    if float(angles.abs().max()) > 2 * math.pi:
+        warnings.warn(
+            f"angles reach {float(angles.abs().max()):g}: they are in radians, and a turn is 6.28; torch.deg2rad turns degrees",
+            stacklevel=2,
+        )
     n, count = int(shape[-1]), len(angles)
     cos, sin = angles.cos(), angles.sin()
     turn = torch.stack((torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)), 1)  # (angles, 2, 2)
