@@ -73,6 +73,17 @@ def test_published_losses_are_weights_in_x0_units(predicts, p, name):
     torch.testing.assert_close(weight(name)(p.logsnr(t)) * model.decoder(t).n ** 2, torch.ones(50, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("p", PROCESSES, ids=named)
+def test_what_an_edm_network_shall_say_has_unit_variance(p):
+    """Var(c x0 + d z) = c² σ_d² + d² = 1 for data of standard deviation σ_d, at every level; no other prediction has that."""
+    t = p.time(torch.linspace(-5, 5, 41, dtype=torch.float64))
+    for spread in (0.5, 1.7):
+        c, d = target(Denoiser(lambda x, t: x, p, "edm", sigma_data=spread), t)
+        torch.testing.assert_close(c**2 * spread**2 + d**2, torch.ones(41, dtype=torch.float64), rtol=1e-9, atol=0)
+    c, d = target(Denoiser(lambda x, t: x, p, "velocity", sigma_data=0.5), t)
+    assert float((c**2 * 0.25 + d**2 - 1).abs().max()) > 0.1
+
+
 def test_targets_are_the_textbook_ones():
     t = torch.linspace(0.05, 0.95, 9, dtype=torch.float64)
     p = process.Flow()

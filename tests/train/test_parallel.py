@@ -13,8 +13,8 @@ from training_parts import make_data, make_model
 from unstir import data, train
 from unstir._files import read_tensors
 from unstir.train import TrainConfig, fit, order, parallel
+from unstir.train.batch import drawer, paired
 from unstir.train.checkpoint import checkpoints
-from unstir.train.step import drawer, paired
 
 SCRIPT = """
     import os, sys, torch
@@ -108,9 +108,9 @@ def test_workers_change_no_bit(tmp_path, workers):
 def test_processes_draw_the_parts_of_one_batch():
     model, config = make_model(), TrainConfig("x", batch=12, flip=True, pairing="ot")
     objective = config.objective()
-    whole = drawer(model, make_data(), objective, config, ("class_labels", 3), parallel.World())(24)
+    whole = drawer(model, make_data(), objective, config, parallel.World())(24)
     for world in (parallel.World(1, 2), parallel.World(2, 3)):
-        part = drawer(model, make_data(), objective, config, ("class_labels", 3), world)(24)
+        part = drawer(model, make_data(), objective, config, world)(24)
         rows = world.part(range(12))
         assert torch.equal(part.x0, whole.x0[rows])
         assert torch.equal(part.noise, whole.noise[rows])

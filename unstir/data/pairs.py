@@ -58,7 +58,7 @@ class Pairs(Dataset):
 
     def subset(self, rows: Sequence[int], name: str | None = None) -> Pairs:
         rows = list(rows)
-        return Pairs(
+        part = Pairs(
             lambda wanted: self._read([rows[i] for i in wanted]),
             lambda wanted: self._degraded([rows[i] for i in wanted]),
             len(rows),
@@ -69,6 +69,7 @@ class Pairs(Dataset):
             name=name or self.name,
             skipped=self.skipped,
         )
+        return self._keep_beside(part, rows)
 
     def split(self, held_out: int, seed: int = 0) -> tuple[Dataset, Dataset]:
         """(the rest, at least `held_out` samples) of different files, chosen by a hash of (seed, file).

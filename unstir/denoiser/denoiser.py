@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ from ..process import Process
 from ..process.base import EDGE, expand, float64
 from ..process.frames import enter
 from ..process.table import label_count
+from .parts import accepts, check_output, combine, split_output, tree
 from .prediction import Prediction, frame_of
 
 
@@ -47,7 +46,7 @@ class Denoiser(nn.Module):
 
     network: any callable network(x, t, **cond); the output may be a tensor, a tuple whose first
         entry is the prediction, or an object or dict with `sample` (diffusers). Further outputs
-        are given by `outputs`.
+        are given by `outputs`; training may hang losses on them (`train.auxiliary`).
     process: the forward process it was trained on.
     predicts: "data", "noise", "velocity", "flow", "score", "shift" or "edm", see `PREDICTIONS`.
     time: what the network is told: "unit" (t itself), "label" (T·t − 1), "thousand" (1000 t),
@@ -57,9 +56,13 @@ class Denoiser(nn.Module):
         has none, as further channels of its input.
     frame: the state that the network is given and whose data it predicts (`process.frames`). "residual" (x − y, and
         D = y + its data) suits restoration. By default "raw" for "data" and "shift", which need no β, else "centred".
+    sees_previous: the network is given the D of the call before (zeros in the first), as keyword `previous`, or, if its
+        signature has none, as further channels of its input (Analog Bits: Generating Discrete Data using Diffusion Models
+        with Self-Conditioning, 2023). The sampler hands it on by itself; guidance has one D for each branch.
     clip: (low, high) to which D is clipped; off unless you ask for it.
 
-    x is (B, *); t a number or (B,). The result has x's shape and dtype.
+    x is (B, *), or a dict of such leaves, then the network is given and returns a dict; t a number or (B,). The result has
+    x's shape and dtype.
     """
 
     def __init__(
@@ -72,8 +75,9 @@ class Denoiser(nn.Module):
         sigma_data: float = 0.5,
         sees_anchor: bool = False,
         frame: str | None = None,
+        sees_previous: bool | None = None,
         clip: tuple[float, float] | None = None,
-        shape: tuple[int, ...] | None = None,
+        shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -83,15 +87,21 @@ class Denoiser(nn.Module):
         self.network, self.process, self.time, self.clip = network, process, time, clip
         self.prediction = Prediction(predicts, sigma_data)
         self.sees_anchor = sees_anchor
-        self.shape = tuple(shape) if shape is not None else None  # of one sample, without the batch
+        self.shape: Any = tree(tuple, shape) if shape is not None else None  # of one sample, without the batch
         self.meta: dict[str, Any] = dict(meta or {})
         self.frame = frame_of(process, predicts, sees_anchor, frame or self.meta.get("frame"))
         if frame is not None:
             self.meta["frame"] = frame  # which model folders keep
-        self._joins = sees_anchor and not accepts(network, "anchor", any_keyword=True)
-        self._wants_ctx = accepts(network, "ctx")
+        self.sees_previous = bool(self.meta.get("sees_previous") if sees_previous is None else sees_previous)
+        if self.sees_previous:
+            self.meta["sees_previous"] = True
+        beside = {"anchor": sees_anchor, "previous": self.sees_previous}
+        self._joins = [name for name, seen in beside.items() if seen and not accepts(network, name, any_keyword=True)]
+        self._names_ctx = accepts(network, "ctx")
+        self._wants_ctx = self._names_ctx or self.sees_previous  # asks the executor for it
         self._decoders: dict[Any, Decoder] = {}
         self.plans: dict[int, Any] = {}  # NFE -> plan shipped with the model
+        self.codec: Any = None  # of a model of latents: codec.decode(x) makes pictures of its samples (`unstir.codecs`)
 
     def decoder(self, t: Tensor) -> Decoder:
         """The numbers of evaluations at times t (any shape), in float64."""
@@ -109,20 +119,23 @@ class Denoiser(nn.Module):
         time = TIMES[self.time](self.process, t) if isinstance(self.time, str) else self.time(self.process, t)
         return Decoder(m, n, time, self.prediction.input_scale(alpha, sigma))
 
-    def call(self, x: Tensor, time: Tensor, scale: Any, cond: Mapping[str, Any]) -> tuple[Tensor, tuple[Any, ...]]:
-        """The raw network output and its further outputs, for a ready-made time and input scale."""
-        seen = x if scale is None else x * scale
+    def call(self, x: Any, time: Tensor, scale: Any, cond: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+        """The raw network output and its further outputs, for a ready-made time and input scale (a dict for a dict state)."""
+        if type(x) is dict:
+            seen: Any = x if scale is None else {leaf: value * scale[leaf] for leaf, value in x.items()}
+        else:
+            seen = x if scale is None else x * scale
+        if self.sees_previous and cond.get("previous") is None:
+            cond = {**cond, "previous": tree(torch.zeros_like, x)}
         if self._joins:
             cond = dict(cond)
-            seen = torch.cat([seen, self.process._need(cond.pop("anchor", None))], 1)
+            for name in self._joins:
+                beside = cond.pop(name, None)
+                seen = tree(lambda s, b: torch.cat([s, b], 1), seen, self.process._need(beside) if name == "anchor" else beside)
         out = self.network(seen, time, **cond)
         raw, extras = (out, ()) if type(out) is Tensor else split_output(out)
-        if isinstance(raw, Tensor) and raw.shape != x.shape:
-            raise ValueError(
-                f"the network returned shape {tuple(raw.shape)} for a state of shape {tuple(x.shape)}; "
-                "return a tensor of the state's shape (extra outputs as further entries of a tuple)"
-            )
-        count_call(raw)
+        check_output(raw, x)
+        count_call(raw if type(raw) is not dict else next(iter(raw.values())))
         return raw, extras
 
     def _at(self, t: Tensor | float, x: Tensor) -> Decoder:
@@ -147,8 +160,10 @@ class Denoiser(nn.Module):
             self._decoders[key] = known
         return known
 
-    def outputs(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    def outputs(self, x: Any, t: Tensor | float, **cond: Any) -> tuple[Any, tuple[Any, ...]]:
         """(D, extras): the data prediction and whatever else the network returned."""
+        if type(x) is dict:
+            return self._leaves(x, t, cond)
         m, n, time, scale = self._at(t, x)
         anchor = cond.get("anchor")
         if self.frame != "raw":
@@ -159,11 +174,29 @@ class Denoiser(nn.Module):
             data = data + anchor  # type: ignore[operator]
         return (data if self.clip is None else data.clamp(*self.clip)), extras
 
-    def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Tensor:
+    def _leaves(self, x: dict[str, Tensor], t: Tensor | float, cond: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+        """`outputs` of a dict state: every leaf is stirred by the one process, to the one time."""
+        if self.process.anchored or isinstance(t, Mapping):
+            raise ValueError("a dict state needs a process without an anchor and one time for all leaves")
+        like = next(iter(x.values()))
+        m, n, time, scale = self.decoder(float64(t).to(like.device).expand(len(like)))
+        scales = None if scale is None else {leaf: expand(scale, value) for leaf, value in x.items()}
+        raw, extras = self.call(x, time.to(like.dtype), scales, cond)
+        data = {k: combine(((expand(m, v), v), (expand(n, v), raw[k]))) for k, v in x.items()}
+        return (data if self.clip is None else {k: v.clamp(*self.clip) for k, v in data.items()}), extras
+
+    def forward(self, x: Any, t: Tensor | float, ctx: Any = None, **cond: Any) -> Any:
         """The data prediction D(x, t), of x's shape and dtype. The row context goes to a network that asks for it."""
-        if ctx is not None and self._wants_ctx:
+        if ctx is None:
+            return self.outputs(x, t, **cond)[0]
+        if self._names_ctx:
             cond["ctx"] = ctx
-        return self.outputs(x, t, **cond)[0]
+        if not self.sees_previous:
+            return self.outputs(x, t, **cond)[0]
+        memory, key = ctx.run.memory, (self, ctx.branch)  # a run's own, permuted with its samples
+        cond.setdefault("previous", memory.get(key))
+        data = memory[key] = self.outputs(x, t, **cond)[0]
+        return data
 
     def on(self, process: Process) -> ConvertedDenoiser:
         """This model as a denoiser of another process.
@@ -218,76 +251,3 @@ class ConvertedDenoiser(nn.Module):
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         ratio = torch.where(alpha > sigma, source.alpha(s) / alpha, source.sigma(s) / sigma)
         return call(self.model, expand(ratio, x) * x, s, ctx, cond)
-
-
-def split_output(out: Any) -> tuple[Any, tuple[Any, ...]]:
-    """(prediction, further outputs) of whatever a network returned."""
-    if isinstance(out, Tensor):
-        return out, ()
-    if isinstance(out, tuple | list):
-        return out[0], tuple(out[1:])
-    if hasattr(out, "sample") and isinstance(out.sample, Tensor):
-        return out.sample, ()
-    if isinstance(out, Mapping):
-        if isinstance(out.get("sample"), Tensor):
-            return out["sample"], tuple(v for k, v in out.items() if k != "sample")
-        return dict(out), ()
-    raise TypeError(f"the network returned {type(out).__name__}; return a tensor, a tuple or an object with .sample")
-
-
-def combine(terms: Sequence[tuple[Any, Tensor]]) -> Tensor:
-    """Σ w · x over (w, x) pairs with weights that are numbers or broadcasting tensors.
-
-    Weights 0 are skipped and a weight 1 is not multiplied, so that a row which returns its
-    prediction returns it exactly. What is given is never changed; a sum of its own grows in place,
-    unless autograd is watching.
-    """
-    total: Tensor | None = None
-    free = not torch.is_grad_enabled()
-    own = False  # is `total` ours to change?
-    for weight, x in terms:
-        if type(weight) is not float:
-            return _combine_tensors(terms)
-        if own:
-            total.add_(x, alpha=weight)  # type: ignore[union-attr]
-        elif weight == 0.0:
-            continue
-        elif total is not None:
-            total, own = torch.add(total, x, alpha=weight), free
-        elif weight == 1.0:
-            total = x
-        else:
-            total, own = x * weight, free
-    return torch.zeros_like(terms[0][1]) if total is None else total
-
-
-def _combine_tensors(terms: Sequence[tuple[Any, Tensor]]) -> Tensor:
-    """`combine` where weights may be tensors or any numbers; never in place."""
-    total: Tensor | None = None
-    for weight, x in terms:
-        if isinstance(weight, Tensor):
-            w = weight.to(x)
-            total = x * w if total is None else torch.addcmul(total, x, w)
-        elif float(weight) != 0:
-            part = x if float(weight) == 1 else x * float(weight)
-            total = part if total is None else total + part
-    return torch.zeros_like(terms[0][1]) if total is None else total
-
-
-def accepts(function: Callable[..., Any], name: str, any_keyword: bool = False) -> bool:
-    """Does a network or transform ask for the keyword `name` by naming it in its signature (or, any_keyword, by **)?"""
-    if isinstance(function, nn.Module):
-        return _names(type(function).forward, name, any_keyword)
-    try:
-        return _names(function, name, any_keyword)
-    except TypeError:  # not hashable
-        return False
-
-
-@lru_cache(maxsize=1024)
-def _names(function: Callable[..., Any], name: str, any_keyword: bool = False) -> bool:
-    try:
-        known = inspect.signature(function).parameters
-        return name in known or (any_keyword and any(p.kind is p.VAR_KEYWORD for p in known.values()))
-    except (TypeError, ValueError):
-        return False

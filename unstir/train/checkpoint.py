@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to go on, as safetensors and JSON, whole or not there.
 
     checkpoints/<images>/   model.safetensors  ema.safetensors (ema-0.05.safetensors …)  optimizer.safetensors  state.json
+                            learned.safetensors  learned-optimizer.safetensors, if anything is trained besides the network
     averages/<images>-0.05.safetensors     snapshots of power-function averages, in half precision (`power_ema`)
 
 The learning rate, the data order and all noise are functions of the image counter, so the weights,
@@ -22,6 +23,7 @@ from .._files import clean, read_json, write_json
 from .parallel import World, read_into, shapes, write
 
 VERSION = 1
+_MOMENTS = {"model": "optimizer.safetensors", "learned": "learned-optimizer.safetensors"}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -38,20 +40,24 @@ def save(
     keep: int,
     best: int = 0,
     world: World | None = None,
+    learned: nn.Module | None = None,
 ) -> Path:
     """Writes the checkpoint of state["images"], then removes all but the last `keep` and the `best` of lowest state["score"].
 
+    learned: what is trained besides the network.
     Every process of a run calls it; whole tensors are written, whatever the processes hold.
     """
-    world = world or World()
+    world, trained = world or World(), _trained(network, learned)
     path = folder / "checkpoints" / f"{state['images']:012d}"
     with world.folder(path) as new:
-        write(new / "model.safetensors", network.state_dict(), world)
-        for name, average in averages.items():
-            write(new / f"{name}.safetensors", average.state_dict(), world)
-        write(new / "optimizer.safetensors", _moments(network, optimizer), world)
+        for name, module in {**trained, **averages}.items():
+            write(new / f"{name}.safetensors", module.state_dict(), world)
+        idle: list[str] = []
+        for name, module in trained.items():
+            write(new / _MOMENTS[name], _moments(module, optimizer), world)
+            idle += [f"{name}|{k}" for k, p in module.named_parameters() if p.requires_grad and p not in optimizer.state]
         if world.first:
-            write_json(new / "state.json", {"version": VERSION, **state})
+            write_json(new / "state.json", {"version": VERSION, **state, "idle": idle})
     if world.first:
         found = checkpoints(folder)
         ranked = sorted(found, key=_score) if best else []
@@ -75,20 +81,36 @@ def snapshot(folder: Path, averages: Mapping[str, nn.Module], images: int, world
 
 
 def restore(
-    path: Path, network: nn.Module, averages: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+    path: Path,
+    network: nn.Module,
+    averages: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    learned: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Loads a checkpoint into its parts and returns its state. ValueError, in one line, if it does not fit."""
-    state = read_state(path)
-    _load(network, path / "model.safetensors")
-    for name, average in averages.items():
-        _load(average, path / f"{name}.safetensors")
-    file = path / "optimizer.safetensors"
+    state, trained = read_state(path), _trained(network, learned)
+    # A run may so far have skipped every step as non-finite; then there are no moments at all.
+    begun = state["images"] > 0 and state["skipped"] == 0
+    for name, module in {**trained, **averages}.items():
+        _load(module, path / f"{name}.safetensors")
+    for name, module in trained.items():
+        idle = {k.partition("|")[2] for k in state.get("idle", []) if k.startswith(f"{name}|")}
+        _restore_moments(path / _MOMENTS[name], module, optimizer, begun, idle)
+    return state
+
+
+def _trained(network: nn.Module, learned: nn.Module | None) -> dict[str, nn.Module]:
+    """What has moments, by the name of its file."""
+    return {"model": network} | ({"learned": learned} if learned is not None and len(learned.state_dict()) else {})
+
+
+def _restore_moments(file: Path, module: nn.Module, optimizer: torch.optim.Optimizer, begun: bool, idle: set[str]) -> None:
+    """The optimiser's state of a module's weights; idle: those that had had no gradient."""
     moments = shapes(file)
-    for name, parameter in network.named_parameters():
+    for name, parameter in module.named_parameters():
         mine = [k for k in moments if k.startswith(f"{name}|")]
         wrong = [k for k in mine if moments[k] and moments[k] != tuple(parameter.shape)]
-        # A run may so far have skipped every step as non-finite; then there are no moments at all.
-        expected = bool(moments) or (state["images"] > 0 and state["skipped"] == 0)
+        expected = (bool(moments) or begun) and name not in idle
         if wrong or (expected and parameter.requires_grad and not mine):
             what = f"{wrong[0]} of another shape" if wrong else f"no moments of {name}"
             raise ValueError(f"{file} has {what}; it belongs to another run")
@@ -103,7 +125,6 @@ def restore(
 
         read_into(file, {k: parameter if moments[k] else torch.empty(()) for k in mine}, put)
         optimizer.state[parameter] = slot
-    return state
 
 
 def read_state(path: Path) -> dict[str, Any]:

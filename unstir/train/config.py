@@ -76,6 +76,12 @@ class TrainConfig:
     """Which noise goes with which image of a batch: any, or the pairing of least total squared distance."""
     flip: bool = False
     """Mirror every second picture, left to right."""
+    augment: float = 0.0
+    """Share of pictures that are mirrored, turned by 90°, moved by pixels (each on its own), and the network told; say 0.12."""
+    self_conditioning: float = 0.0
+    """Share of images for which the network sees its own first estimate, say 0.5; the sampler hands on that of the last row."""
+    uncertainty: Literal["none", "levels", "tasks"] = "none"
+    """Learned weights that make all noise levels (levels), or all parts of the loss (tasks), count alike."""
     conditional: bool = True
     """Learn the classes, if the data has any."""
     cond_dropout: float = 0.1
@@ -138,6 +144,11 @@ class TrainConfig:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number > 0")
+        for name in ("augment", "self_conditioning"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be a share, 0 … 1")
+        if self.augment and self.pairs:
+            raise ValueError(f"augment={self.augment} moves pictures, and with --pairs would part them; use flip")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema} must be at least 0 and below 1")
         for name in _CHOICES:
@@ -148,7 +159,7 @@ class TrainConfig:
 
     def objective(self) -> Objective:
         """The objective these options name."""
-        return Objective(self.weight, self.levels, self.cond_dropout)
+        return Objective(self.weight, self.levels, self.cond_dropout, uncertainty=self.uncertainty)
 
     def spec(self) -> dict[str, Any]:
         """Every option, JSON-able."""
@@ -169,6 +180,7 @@ _CHOICES = {
     "precision": Literal["auto", "float32", "bfloat16", "float16"],
     "pairing": Literal["none", "ot"],
     "strategy": Literal["ddp", "fsdp"],
+    "uncertainty": Literal["none", "levels", "tasks"],
 }
 
 
@@ -177,7 +189,7 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     # An option that was not there when the run began had what is now its default.
     default = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields(TrainConfig)}
     before = {name: value for name, value in default.items() if name not in _BOOKKEEPING} | before
-    changed = [n for n in [*default, "dataset"] if n not in _BOOKKEEPING and before.get(n) != now.get(n)]
+    changed = [n for n in [*default, "dataset", "auxiliary"] if n not in _BOOKKEEPING and before.get(n) != now.get(n)]
     return ", ".join(f"{n} {before.get(n)} → {now.get(n)}" for n in changed)
 
 

@@ -57,6 +57,13 @@ class World:
         dist.all_reduce(total)
         return total / self.size
 
+    def mean_gradients(self, module: nn.Module) -> None:
+        """Puts the mean of the gradients over the processes in their place."""
+        if self.size > 1:
+            for parameter in module.parameters():
+                own = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+                parameter.grad = self.mean(own)
+
     def wait(self) -> None:
         """Returns when every process has come here."""
         if self.size > 1:
@@ -95,8 +102,12 @@ def world(device: torch.device) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def share(strategy: str, loss: nn.Module, networks: list[nn.Module], where: World, device: torch.device) -> nn.Module:
+def share(
+    strategy: str, loss: nn.Module, networks: list[nn.Module], where: World, device: torch.device, unused: bool = False
+) -> nn.Module:
     """The module to call instead of `loss`; `networks`: the network it trains, and its averages.
+
+    unused: some weights may be without a gradient (outputs that no loss is made of).
 
     With fsdp the networks are cut in place: call this before an optimiser is made of their parameters.
     """
@@ -105,7 +116,8 @@ def share(strategy: str, loss: nn.Module, networks: list[nn.Module], where: Worl
     if where.size == 1:
         return loss
     if strategy == "ddp":
-        return nn.parallel.DistributedDataParallel(loss, device_ids=[device.index] if device.type == "cuda" else None)
+        own = [device.index] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(loss, device_ids=own, find_unused_parameters=unused)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data import Dataset, Pairs
 from ..denoiser import Denoiser
 from . import ema, order, power_ema
+from .batch import Batch
 from .config import TrainConfig, learning_rate
-from .levels import stratified
-from .objective import Objective, drop
+from .objective import Objective
 from .parallel import World, whole
 from .progress import Event
+from .uncertainty import Uncertainty
 
 PATIENCE = 100  # non-finite steps in a row before a run gives up
 FIRST_SCALE = 2.0**16  # of a float16 loss
 GROW = 2000  # finite steps after which that scale doubles
-
-
-class Batch(NamedTuple):
-    """What the loss of some images is a function of, besides the weights."""
-
-    x0: Tensor
-    noise: Tensor
-    t: Tensor
-    cond: dict[str, Tensor]
-
-    def to(self, device: torch.device) -> Batch:
-        cond = {name: value.to(device) for name, value in self.cond.items()}
-        return Batch(self.x0.to(device), self.noise.to(device), self.t.to(device), cond)
-
-    def parts(self, count: int) -> Iterator[Batch]:
-        """`count` equal parts, in order."""
-        size = len(self.x0) // count
-        for i in range(0, len(self.x0), size):
-            cond = {name: value[i : i + size] for name, value in self.cond.items()}
-            yield Batch(self.x0[i : i + size], self.noise[i : i + size], self.t[i : i + size], cond)
 
 
 @dataclass
@@ -54,7 +33,7 @@ class Counters:
     in_a_row: int = 0
     scale: float = 1.0  # of a float16 loss
     grown: int = 0  # finite steps since the scale changed
-    losses: list[float] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)  # of each step: the sum, and every part
 
 
 @dataclass
@@ -65,6 +44,8 @@ class Run:
     averages: dict[str, Denoiser]
     optimizer: torch.optim.Optimizer
     loss: nn.Module
+    parts: tuple[str, ...]  # of the loss
+    learned: nn.Module  # what is trained besides the network
     draw: Callable[[int], Batch]
     config: TrainConfig
     counters: Counters
@@ -73,88 +54,29 @@ class Run:
 
 
 class Loss(nn.Module):
-    """The objective as a module, so that DistributedDataParallel can watch its gradients."""
+    """The objective as a module, so that DistributedDataParallel can watch its gradients.
 
-    def __init__(self, model: Denoiser, objective: Objective) -> None:
+    learned: what is trained besides the network and never sampled with: learned weights of the parts, and those auxiliary
+    losses that are modules.
+    """
+
+    def __init__(self, model: Denoiser, objective: Objective, parts: tuple[str, ...]) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.parts = model, objective, parts
+        losses = {name: a.loss for name, a in objective.auxiliary.items() if isinstance(a.loss, nn.Module)}
+        self.learned = nn.ModuleDict({"losses": nn.ModuleDict(losses)} if losses else {})
+        self.uncertainty = Uncertainty(parts, objective.uncertainty) if objective.uncertainty != "none" else None
+        if self.uncertainty is not None:
+            self.learned["uncertainty"] = self.uncertainty
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.objective.loss(self.model, batch.x0, batch.noise, batch.t, batch.cond)[0]
-
-
-def drawer(
-    model: Denoiser,
-    dataset: Dataset,
-    objective: Objective,
-    config: TrainConfig,
-    condition: tuple[str, Any] | None,
-    world: World,
-) -> Callable[[int], Batch]:
-    """n -> this process's part of the batch of images n … n + B − 1."""
-
-    def draw(n: int) -> Batch:
-        images, seed = range(n, n + config.batch), config.seed
-        part = world.part(images)
-        own = images[part]
-        rows = order.rows(len(dataset), seed, images if config.pairing != "none" else own)
-        x0, labels = dataset.batch(rows)
-        noise = order.noise(seed, images if config.pairing != "none" else own, dataset.shape, model.process)
-        if config.pairing != "none":
-            # A pairing is of the whole batch, whoever computes which part of it.
-            noise = paired(x0, noise)
-            x0, noise, labels = x0[part], noise[part], None if labels is None else labels[part]
-        if config.flip:
-            mirrored = order.flipped(seed, own).reshape(-1, *[1] * (x0.ndim - 1))
-            x0 = torch.where(mirrored, x0.flip(-1), x0)
-        t = objective.times(model, stratified(config.batch, order.unit(seed, n)))[part]
-        cond = {}
-        if condition is not None and labels is not None:
-            name, null = condition
-            cond = drop({name: labels}, {name: null}, order.dropped(seed, own, objective.cond_dropout))
-        if isinstance(dataset, Pairs):
-            y = dataset.anchors(rows)
-            cond["anchor"] = torch.where(mirrored, y.flip(-1), y) if config.flip else y
-        return Batch(x0, noise, t, cond)
-
-    return draw
-
-
-def paired(x0: Tensor, noise: Tensor) -> Tensor:
-    """The noises in the order that minimises Σ ‖x0_i − z_i‖² over the batch; the same order is the target's.
-
-    (Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport, 2024.)
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    cost = torch.cdist(x0.flatten(1).double(), noise.flatten(1).double()) ** 2
-    return noise[torch.as_tensor(linear_sum_assignment(cost.numpy())[1])]
-
-
-@contextmanager
-def ahead(draw: Callable[[int], Batch], config: TrainConfig) -> Iterator[Callable[[int], Batch]]:
-    """`draw`, with the next batches made by `config.workers` threads while the network works; 0: made when asked for.
-
-    A batch is a function of its number, so nothing depends on the threads.
-    """
-    if not config.workers:
-        yield draw
-        return
-    made: dict[int, Future[Batch]] = {}
-    last = config.steps * config.batch
-    with ThreadPoolExecutor(config.workers, "unstir-data") as pool:
-
-        def take(n: int) -> Batch:
-            for later in range(n, min(last, n + (config.workers + 1) * config.batch), config.batch):
-                if later not in made:
-                    made[later] = pool.submit(draw, later)
-            return made.pop(n).result()
-
-        try:
-            yield take
-        finally:
-            for future in made.values():
-                future.cancel()
+        """(L, the sum without learned weights, and every part of it); only L has gradients."""
+        x0, noise, t, cond, targets, present, twice = batch
+        loss, details = self.objective.loss(
+            self.model, x0, noise, t, cond, targets=targets, present=present, twice=twice, uncertainty=self.uncertainty
+        )
+        parts = [details["parts"][name].to(loss.dtype) for name in self.parts]
+        return torch.stack([loss, torch.stack(parts).sum() if len(parts) > 1 or self.uncertainty else loss.detach(), *parts])
 
 
 def step(run: Run, stop: bool = False) -> tuple[Event, bool]:
@@ -170,32 +92,38 @@ def step(run: Run, stop: bool = False) -> tuple[Event, bool]:
         group["lr"] = rate
 
     run.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=run.device)
+    total = torch.zeros(2 + len(run.parts), device=run.device)
     for i, part in enumerate(batch.parts(config.accumulate)):
         with _gathered_later(run.loss, model, i < config.accumulate - 1), _autocast(config, run.device):
-            loss = run.loss(part) / config.accumulate
-            (loss * counters.scale if counters.scale != 1 else loss).backward()
-        total = total + loss.detach().float()
+            found = run.loss(part) / config.accumulate
+            (found[0] * counters.scale if counters.scale != 1 else found[0]).backward()
+        total = total + found.detach().float()
+    if config.strategy == "fsdp":
+        run.world.mean_gradients(run.learned)  # which are whole everywhere; ddp has seen to it
     if counters.scale != 1:
-        for parameter in model.parameters():
+        for parameter in (*model.parameters(), *run.learned.parameters()):
             if parameter.grad is not None:
                 parameter.grad.div_(counters.scale)
+    # Two norms: what is learned besides does not shorten the network's step.
     norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.clip))
-    seen = run.world.mean(torch.stack([total, torch.tensor(float(stop), device=run.device)]))
+    others = list(run.learned.parameters())
+    beside = nn.utils.clip_grad_norm_(others, config.clip) if others else norm
+    stops = torch.tensor([float(stop)], device=run.device)
+    seen = run.world.mean(torch.cat([total, stops]))
 
     counters.images += config.batch
     event: Event = {"step": counters.images // config.batch, "images": counters.images, "lr": rate}
-    if not (bool(torch.isfinite(seen[0])) and bool(torch.isfinite(norm))):
+    if not (bool(torch.isfinite(seen[0])) and bool(torch.isfinite(norm)) and bool(torch.isfinite(beside))):
         _skip(counters, rate)
-        return event | {"skipped": counters.skipped}, bool(seen[1] > 0)
+        return event | {"skipped": counters.skipped}, bool(seen[-1] > 0)
     counters.in_a_row = 0
     counters.grown += 1
     if config.precision == "float16" and counters.grown >= GROW:
         counters.scale, counters.grown = counters.scale * 2, 0
     run.optimizer.step()
     _average(run)
-    counters.losses.append(float(seen[0]))
-    return event | {"grad_norm": float(norm), "skipped": counters.skipped}, bool(seen[1] > 0)
+    counters.losses.append(seen[1:-1].tolist())
+    return event | {"grad_norm": float(norm), "skipped": counters.skipped}, bool(seen[-1] > 0)
 
 
 def _skip(counters: Counters, rate: float) -> None:

@@ -7,28 +7,25 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data import Dataset, Pairs
+from ..data import Dataset
 from ..denoiser import Denoiser
-from . import order
+from .batch import ahead, drawer
 from .checkpoint import checkpoints, read_state, restore, save, snapshot, tidy
 from .config import TrainConfig, device_of, difference
-from .levels import stratified
-from .networks import check_pairs
-from .objective import Objective, data_error
+from .objective import Objective
 from .parallel import World, gather, share, world
 from .progress import Event, Listener, Log, adapter
-from .step import FIRST_SCALE, Counters, Loss, Run, ahead, drawer, step
-
-_VALIDATION, _BINS = 256, [float(lam) for lam in range(-4, 6)]  # samples, and λ, of the validation
+from .step import FIRST_SCALE, Counters, Loss, Run, step
+from .validate import check_data, objective_error, validate
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,7 @@ def fit(
     *,
     validation: Dataset | None = None,
     objective: Objective | None = None,
+    auxiliary: Mapping[str, Any] | None = None,
     resume: bool | None = None,
     override: bool | None = None,
     progress: Listener | None = None,
@@ -63,10 +61,12 @@ def fit(
     folder, resume, override: instead of config.out, config.resume, config.override.
     validation: samples for the validation error (default: those of `dataset`).
     objective: instead of the one that `config` names (for weights and levels of your own).
+    auxiliary: {name: loss or (loss, weight)} over what the network returns besides its prediction, see `auxiliary`.
     progress: called after every step with {"step", "images", …}.
 
-    The classes are given to the network under the first name in model.meta["null"], which also
-    says what replaces a dropped class; without it, training is unconditional.
+    The classes are given to the network under the first name in model.meta["null"], which also says what replaces a dropped
+    class; without it, training is unconditional. Named conditions (`Dataset.beside`) are given under their own names.
+    The samples may be dicts (`data.Fields`) for a network of dicts.
 
     Under `torchrun` every process calls this with the same arguments (`parallel`); files are written by the first.
 
@@ -81,8 +81,8 @@ def fit(
     folder = Path(config.out if folder is None else folder)
     resume = config.resume if resume is None else resume
     override = config.override if override is None else override
-    objective = objective or config.objective()
-    condition = _condition(model, dataset)
+    objective = replace(objective or config.objective(), **({} if auxiliary is None else {"auxiliary": auxiliary}))
+    check_data(model, dataset, objective, config)
     device = device_of(config.device, local=True)
     network = model.network
     if not isinstance(network, nn.Module) or not any(p.requires_grad for p in network.parameters()):
@@ -92,8 +92,10 @@ def fit(
         found = checkpoints(folder)
         if found and not resume:
             raise ValueError(f"out={str(folder)!r} already holds a run; pass resume=True (--resume) or another folder")
-        run = _prepare(model, dataset, objective, config, condition, where, device)
+        run = _prepare(model, dataset, objective, config, where, device)
         identity = config.identity() | {"dataset": dataset.fingerprint()}
+        if objective.auxiliary:
+            identity["auxiliary"] = {name: a.described for name, a in objective.auxiliary.items()}
         if where.first:
             folder.mkdir(parents=True, exist_ok=True)
             tidy(folder)
@@ -104,7 +106,8 @@ def fit(
                 raise ValueError(
                     f"the run in {folder} was started otherwise: {changed}; pass override=True (--override) to go on"
                 )
-            state = restore(found[-1], network, {name: _network(a) for name, a in run.averages.items()}, run.optimizer)
+            averages = {name: _network(a) for name, a in run.averages.items()}
+            state = restore(found[-1], network, averages, run.optimizer, run.learned)
             run.counters = Counters(**{name: state.get(name, value) for name, value in _saved(run.counters).items()})
         return _train(run, validation or dataset, objective, folder, identity, bool(found), progress)
 
@@ -114,7 +117,6 @@ def _prepare(
     dataset: Dataset,
     objective: Objective,
     config: TrainConfig,
-    condition: tuple[str, Any] | None,
     where: World,
     device: torch.device,
 ) -> Run:
@@ -131,19 +133,22 @@ def _prepare(
                 f"save_memory is for networks of diffusers; {type(network).__name__} cannot recompute its activations"
             )
         inner.enable_gradient_checkpointing()  # type: ignore[operator]
-    loss = share(config.strategy, Loss(model, objective), [network, *map(_network, averages.values())], where, device)
+    whole = Loss(model, objective, objective.parts(dataset.shape)).to(device)
+    networks = [network, *map(_network, averages.values())]
+    loss = share(config.strategy, whole, networks, where, device, bool(objective.auxiliary))
     if config.compile:
         network.compile()
+    trained = [list(module.parameters()) for module in (network, whole.learned)]
     optimizer = torch.optim.AdamW(
-        network.parameters(),
+        [{"params": own} for own in trained if own],
         lr=config.lr,
         betas=(0.9, 0.99),
         weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
     counters = Counters(scale=FIRST_SCALE if config.precision == "float16" else 1.0)
-    draw = drawer(model, dataset, objective, config, condition, where)
-    return Run(model, averages, optimizer, loss, draw, config, counters, where, device)
+    draw = drawer(model, dataset, objective, config, where)
+    return Run(model, averages, optimizer, loss, whole.parts, whole.learned, draw, config, counters, where, device)
 
 
 def _train(
@@ -175,7 +180,8 @@ def _train(
     def checkpoint() -> tuple[dict[str, float], float]:
         errors, score = measure()
         state = {**_saved(counters), "identity": identity, "score": score if math.isfinite(score) else None}
-        save(folder, _network(run.model), networks, run.optimizer, state, config.keep, config.keep_best, run.world)
+        keep, best = config.keep, config.keep_best
+        save(folder, _network(run.model), networks, run.optimizer, state, keep, best, run.world, run.learned)
         tell({"images": counters.images, "validation": errors, "validation_loss": score})
         return errors, score
 
@@ -186,7 +192,7 @@ def _train(
                 event, agreed = step(run, stop.is_set())
                 number = event["step"]
                 if number % config.log_every == 0 or counters.images >= total:
-                    event["loss"] = sum(counters.losses) / max(1, len(counters.losses))
+                    event |= _means(run)
                     event["seconds"] = round(time.perf_counter() - started, 3)
                     tell(event)
                     counters.losses.clear()
@@ -227,52 +233,15 @@ def _due(step: int, config: TrainConfig) -> bool:
     return step * config.snapshots // config.steps > (step - 1) * config.snapshots // config.steps
 
 
+def _means(run: Run) -> Event:
+    """The mean loss since the last line of the log; and, of several parts, each under its name."""
+    rows = run.counters.losses or [[0.0] * (1 + len(run.parts))]
+    loss, *parts = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+    return {"loss": loss} | ({"parts": dict(zip(run.parts, parts, strict=True))} if len(parts) > 1 else {})
+
+
 def _saved(counters: Counters) -> dict[str, Any]:
     return {f.name: getattr(counters, f.name) for f in fields(counters) if f.name != "losses"}
-
-
-@torch.no_grad()
-def validate(model: Denoiser, dataset: Dataset, seed: int = 0) -> dict[str, float]:
-    """e₀ = ‖D − x0‖² at fixed λ on fixed samples with fixed noise: {"-4": …, …, "5": …}, as far as the process reaches."""
-    low, high = float(model.process.logsnr(1.0)), float(model.process.logsnr(0.0))
-    times = {f"{lam:g}": float(model.process.time(lam)) for lam in _BINS if low < lam < high}
-    x0, noise, cond = _fixed(model, dataset, seed)
-    errors = {}
-    for name, t in times.items():
-        level = torch.full((len(x0),), t, dtype=torch.float64, device=x0.device)
-        errors[name] = float(data_error(model, x0, noise, level, **cond).mean())
-    return errors
-
-
-@torch.no_grad()
-def objective_error(model: Denoiser, dataset: Dataset, objective: Objective, seed: int = 0) -> float:
-    """The objective itself on the same fixed samples and noise, at stratified levels."""
-    x0, noise, cond = _fixed(model, dataset, seed)
-    return float(objective.loss(model, x0, noise, objective.times(model, stratified(len(x0), 0.5)), cond)[0])
-
-
-def _fixed(model: Denoiser, dataset: Dataset, seed: int) -> tuple[Any, Any, dict[str, Any]]:
-    device = next(model.parameters()).device
-    count = min(_VALIDATION, len(dataset))
-    x0, labels = dataset.batch(range(count))
-    condition = _condition(model, dataset)
-    cond = {} if condition is None or labels is None else {condition[0]: labels.to(device)}
-    cond |= {"anchor": dataset.anchors(range(count)).to(device)} if isinstance(dataset, Pairs) else {}
-    return x0.to(device), order.validation_noise(seed, count, dataset.shape, model.process).to(device), cond
-
-
-def _condition(model: Denoiser, dataset: Dataset) -> tuple[str, Any] | None:
-    """(keyword of the network, null label) if the model learns classes; checks that data and model fit."""
-    if model.shape is not None and model.shape != dataset.shape:
-        raise ValueError(f"data has samples of shape {dataset.shape}; the model was made for {model.shape}")
-    check_pairs(model.process, dataset)
-    null: dict[str, Any] = model.meta.get("null", {})
-    if not null or dataset.labels is None:
-        return None
-    classes = model.meta.get("classes", [])
-    if classes and len(dataset.classes) != len(classes):
-        raise ValueError(f"data has {len(dataset.classes)} classes; the model was made for {len(classes)}")
-    return next(iter(null.items()))
 
 
 def _network(model: Denoiser) -> nn.Module:
