@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from .. import interop, sample
 from .. import plan as make_plan
+from ..codecs import Codec
 from ..data import Dataset
 from ..evaluate import Score, energy_distance, frechet, mmd, trajectory_error
 from ..plan import Plan
 from ..plan.sample import choose
 from ..process import Process
+from ..steer import cfg
 from ..train.config import device_of
 
 BATCH = 256  # samples in one network call; a sample does not depend on it but for the rounding of the network
@@ -109,18 +111,42 @@ def network_clock(network: nn.Module) -> Iterator[Callable[[], float]]:
 
 
 def timed(
-    model: Any, plan: Plan, count: int, seed: int, labels: Tensor | None = None, on_step: Callable[[Any], None] | None = None
+    model: Any,
+    plan: Plan,
+    count: int,
+    seed: int,
+    labels: Tensor | None = None,
+    on_step: Callable[[Any], None] | None = None,
+    guidance: float = 1.0,
 ) -> Run:
-    """`count` samples with a plan, in batches; sample i is a function of (model, plan, seed, i, label)."""
+    """`count` samples with a plan, in batches; sample i is a function of (model, plan, seed, i, label, guidance)."""
     seen = on_process(model, plan.process)
+    if guidance != 1:
+        seen = cfg(seen, guidance, null=model.meta["null"])
     parts = []
     with network_clock(model.network) as network:
         started = time.perf_counter()
         for rows in torch.arange(count).split(BATCH):
             cond = condition(model, None if labels is None else labels[rows])
-            parts.append(sample(seen, plan, shape=len(rows), seed=seed, index=rows.tolist(), on_step=on_step, **cond).cpu())
+            drawn = sample(seen, plan, shape=len(rows), seed=seed, index=rows.tolist(), on_step=on_step, **cond)
+            parts.append(pictures(model, drawn).cpu())
         seconds = time.perf_counter() - started
     return Run(torch.cat(parts), seconds, network())
+
+
+@torch.no_grad()
+def pictures(model: Any, samples: Tensor) -> Tensor:
+    """Samples of a model of latents decoded, 16 at a time; those of another model as they are."""
+    codec = getattr(model, "codec", None)
+    return torch.cat([codec.decode(z) for z in samples.split(16)]) if isinstance(codec, Codec) else samples
+
+
+def shape_of(model: Any) -> Any:
+    """The shape of one sample as `pictures` gives it."""
+    codec = getattr(model, "codec", None)
+    if not isinstance(codec, Codec):
+        return model.shape
+    return (codec.pixels, *(side * codec.factor for side in model.shape[1:]))
 
 
 def reference(model: Any, count: int, seed: int, calls: int, labels: Tensor | None = None) -> Tensor:

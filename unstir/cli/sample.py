@@ -17,7 +17,19 @@ from . import measure, show
 from .plan import picture
 
 SHEET = 400  # pictures on a sheet
-PROVENANCE = ("model", "solver", "nfe", "fingerprint", "seed", "n", "labels", "torch", "unstir")  # in the picture's file
+# in the picture's file
+PROVENANCE = (
+    "model",
+    "solver",
+    "nfe",
+    "fingerprint",
+    "seed",
+    "n",
+    "guidance",
+    "labels",
+    "torch",
+    "unstir",
+)  # in the picture's file
 
 
 @dataclass(frozen=True)
@@ -39,10 +51,12 @@ class Options:
     """How many samples."""
     seed: int = 0
     """Sample i is a function of the seed and of i."""
-    label: str | None = None
+    label: Annotated[str | None, tyro.conf.arg(aliases=["--class"])] = None
     """Draw this class only, by name or number."""
     labels: bool = False
     """Draw the classes in turn."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale of the classes asked for; 1 is none, above it every evaluation is two."""
     device: str = "auto"
     """cpu, cuda, …; auto takes CUDA if there is one."""
     out: Path = Path("out/sample")
@@ -54,6 +68,8 @@ class Options:
             raise ValueError(f"--n {self.n} must be at least 1, the number of samples")
         if self.label is not None and self.labels:
             raise ValueError("--label and --labels exclude each other; give one of them")
+        if self.guidance != 1 and not (self.labels or self.label is not None):
+            raise ValueError(f"--guidance {self.guidance:g} guides towards a class: give --label NAME or --labels")
 
 
 def run(options: Options) -> int:
@@ -63,7 +79,9 @@ def run(options: Options) -> int:
     wanted = [options.label] if options.label is not None else [str(c) for c in model.meta.get("classes", [])]
     labels = measure.labels_of(model, wanted, options.n) if options.labels or options.label is not None else None
     with show.progress(-(-options.n // measure.BATCH) * len(plan.rows), "sample") as advance:
-        drawn = measure.timed(model, plan, options.n, options.seed, labels, on_step=lambda step: advance())
+        drawn = measure.timed(
+            model, plan, options.n, options.seed, labels, on_step=lambda step: advance(), guidance=options.guidance
+        )
     sheet = _sheet(model, drawn.samples, labels)
     record = {
         "model": options.model,
@@ -72,6 +90,7 @@ def run(options: Options) -> int:
         "fingerprint": plan.fingerprint(),
         "seed": options.seed,
         "n": options.n,
+        "guidance": options.guidance,
         "labels": None if labels is None else labels.tolist(),
         "seconds": drawn.seconds,
         "network_seconds": drawn.network,

@@ -1,6 +1,7 @@
 """Steering: denoiser → denoiser transforms, hooks and outer loops around plans."""
 
 from . import operators
+from .admm import TV, admm, admm_consistency, finite_difference, finite_difference_adjoint
 from .boundary import StartState, search_start
 from .chain import ProductChain, stacked
 from .editing import EDITS, Encoded, decode, edict, edict_invert, edit, edit_plan, encode, sdedit
@@ -13,16 +14,20 @@ from .particles import Swarm, particles
 from .population import Population, ess, resample
 from .posterior import METHODS, posterior
 from .ranges import Problem, ValueRange
+from .reconstruct import Reconstructor
 from .replace import repaint_plan
+from .self_trained import SelfTrained
 from .start_kernel import Start, search_start_time, start, start_divergence, start_time
 from .switch import switch
 from .time_shift import matched_time, time_shift
 from .variational import red_diff
+from .volumes import SliceWise, sliced
 from .windows import restore_picture, restore_sound
 
 __all__ = [
     "EDITS",
     "METHODS",
+    "TV",
     "Encoded",
     "Impose",
     "Latent",
@@ -30,12 +35,17 @@ __all__ = [
     "Population",
     "Problem",
     "ProductChain",
+    "Reconstructor",
+    "SelfTrained",
+    "SliceWise",
     "Start",
     "StartState",
     "Swarm",
     "Term",
     "Transform",
     "ValueRange",
+    "admm",
+    "admm_consistency",
     "apg",
     "cfg",
     "check_operator",
@@ -49,6 +59,8 @@ __all__ = [
     "encode",
     "energy",
     "ess",
+    "finite_difference",
+    "finite_difference_adjoint",
     "flowchef",
     "invert",
     "matched_time",
@@ -66,6 +78,7 @@ __all__ = [
     "sdedit",
     "search_start",
     "search_start_time",
+    "sliced",
     "stacked",
     "start",
     "start_divergence",

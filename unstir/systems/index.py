@@ -36,6 +36,12 @@ _ROWS: tuple[System, ...] = (
         "picture → latent → picture without error, one call a step",
     ),
     System(
+        "conprediff",
+        "ConPreDiff",
+        "Improving Diffusion-Based Image Synthesis with Context Prediction, 2023",
+        "points that foretell what surrounds them, in training only",
+    ),
+    System(
         "cow",
         "Cyclic one-way diffusion",
         "Diffusion in Diffusion: Cyclic One-Way Diffusion for Text-Vision-Conditioned Generation, 2024",
@@ -48,6 +54,12 @@ _ROWS: tuple[System, ...] = (
         "pictures as the noises of a sampler; edits and translation",
     ),
     System(
+        "dds2m",
+        "DDS2M",
+        "DDS2M: Self-Supervised Denoising Diffusion Spatio-Spectral Model for Hyperspectral Image Restoration, 2023",
+        "restores one hyperspectral cube, learning from it alone",
+    ),
+    System(
         "deis",
         "DEIS",
         "Fast Sampling of Diffusion Models with Exponential Integrator, 2023",
@@ -58,6 +70,12 @@ _ROWS: tuple[System, ...] = (
         "DifFace",
         "DifFace: Blind Face Restoration with Diffused Error Contraction, 2024",
         "restore with anything, add noise, let a model finish",
+    ),
+    System(
+        "diffusion-mbir",
+        "DiffusionMBIR",
+        "Solving 3D Inverse Problems using Pre-trained 2D Diffusion Models, 2023",
+        "volumes from few views, with a model of single slices",
     ),
     System(
         "dmcmc",
@@ -102,16 +120,34 @@ _ROWS: tuple[System, ...] = (
         "restores and edits with a flow, no gradient of the network",
     ),
     System(
+        "forward-models",
+        "Diffusion with forward models",
+        "Diffusion with Forward Models: Solving Stochastic Inverse Problems Without Direct Supervision, 2023",
+        "samples what was only ever measured, from its measurements",
+    ),
+    System(
         "ghvb",
         "Generalised heavy ball",
         "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts, 2024",
         "momentum that keeps high-order solvers stable",
     ),
     System(
+        "ldm",
+        "Latent diffusion",
+        "High-Resolution Image Synthesis with Latent Diffusion Models, 2022",
+        "compress once, then diffuse small latents, many times faster",
+    ),
+    System(
         "mrs",
         "MR Sampler",
         "MRS: A Fast Sampler for Mean Reverting Diffusion based on ODE and SDE Solvers, 2025",
         "mean-reverting restorers in 10 calls, by ordinary solvers",
+    ),
+    System(
+        "mt-diffusion",
+        "MT-Diffusion",
+        "Diffusion Models for Multi-Task Generative Modeling, 2024",
+        "pictures and labels from one network, either given the other",
     ),
     System(
         "optimal-bc-sr",
@@ -166,6 +202,12 @@ _ROWS: tuple[System, ...] = (
         "Stochastic interpolants",
         "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions, 2023",
         "any law to any other, by an ODE or an SDE of any noise",
+    ),
+    System(
+        "switch-dit",
+        "Switch-DiT",
+        "Switch Diffusion Transformer: Synergizing Denoising Tasks with Sparse Mixture-of-Experts, 2024",
+        "a transformer whose blocks have experts for noise levels",
     ),
     System(
         "ts-dpm",
