@@ -136,7 +136,15 @@ def _report(options: Options, sizes: Sizes, subject: Subject, plans: Mapping[int
             f"The same {PICTURES} starts, none fitted to: the long trajectory, then for each budget what was there before and "
             f"the learned plan, with the RMS distance to the first row.{shown}",
         )
-    for plan in plans.values():
+    for n, plan in plans.items():
+        tried = plan.options["learned"]["tried"]
+        fixed = sorted(tried["fixed"].items(), key=lambda item: item[1])
+        report.table(
+            [(plan.name, tried["plan"]), *fixed],
+            ["plan", "error"],
+            best={"error": "min"},
+            caption=f"{n} calls: the plan that was kept and every fixed plan tried, on {tried['samples']} of the noises.",
+        )
         report.code(plan)
     report.save(options.out / "report.html")
 

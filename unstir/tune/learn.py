@@ -23,7 +23,7 @@ from ..solvers import plan as make_plan
 from .fit import Fit, Runner, gauss_newton
 from .pool import finer, hardest, stratified
 from .resume import load_fit, save_fit, signature
-from .starts import Fixed, best_start, fixed_plans, plan_error
+from .starts import Fixed, best_start, fixed_plans, plan_error, probe
 from .teacher import Cond, Source
 from .verdict import finish
 
@@ -115,7 +115,7 @@ def learn(
             for numbers, count, hard in zip(pools, (samples, validation), hards, strict=True)
         ]
         for n in budgets:
-            fixed = fixed_plans(source, runner, plain[1], n, end, base)
+            fixed, tried = fixed_plans(source, runner, plain[1], n, end, base)
             form = {"lags": lags if lags is not None or n <= FULL else LAGS, "free": not keep_invariants, "shifts": shifts}
             file = None
             if keep is not None:
@@ -148,7 +148,8 @@ def learn(
                     gauss_newton(runner, fit, both[0], both[1], last, robust=stage == 1, focus=focus, pull=pull, report=report)
             rivals = [Fixed(plan_error(source, runner, plan, both[1]), plan) for _, plan in fixed[:RIVALS]]
             rival = min(rivals, key=lambda fixed: fixed.error)
-            plans[n] = finish(source, runner, fit, rival, both[0], both[1], guide, guard, note)
+            few = probe(plain[1])
+            plans[n] = finish(source, runner, fit, rival, both[0], both[1], few, tried, guide, guard, note)
     return plans[budgets[0]] if isinstance(nfe, int) else plans
 
 

@@ -37,31 +37,44 @@ class Fixed(NamedTuple):
     plan: Plan
 
 
-def fixed_plans(source: Source, runner: Runner, held: Sequence[Chunk], nfe: int, end: float, base: Any) -> list[Fixed]:
-    """The best fixed plans of `nfe` calls, best first; only the given one if there is one."""
+def fixed_plans(
+    source: Source, runner: Runner, held: Sequence[Chunk], nfe: int, end: float, base: Any
+) -> tuple[list[Fixed], dict[str, float]]:
+    """The best fixed plans of `nfe` calls, best first; and {plan: its error on a few samples}, of all that were tried.
+
+    Only the given plan if there is one.
+    """
     if isinstance(base, Plan):
-        plans = [base]
+        plans = {base.name: base}
     elif isinstance(base, str):
-        plans = [make_plan(base, source.process, nfe=nfe, start=source.start, end=end)]
+        plans = {base: make_plan(base, source.process, nfe=nfe, start=source.start, end=end)}
     else:
         plans = _catalogue(source, nfe, end)
-    few = [held[0].rows(torch.arange(min(PROBE, len(held[0].x))))]
-    plans.sort(key=lambda plan: plan_error(source, runner, plan, few))
-    return sorted(
-        (Fixed(plan_error(source, runner, plan, held), plan) for plan in plans[:FINAL]), key=lambda fixed: fixed.error
-    )
+    errors = {name: plan_error(source, runner, plan, probe(held)) for name, plan in plans.items()}
+    tried = dict(sorted(errors.items(), key=lambda item: item[1]))
+    best = [Fixed(plan_error(source, runner, plans[name], held), plans[name]) for name in list(tried)[:FINAL]]
+    return sorted(best, key=lambda fixed: fixed.error), tried
 
 
-def _catalogue(source: Source, nfe: int, end: float) -> list[Plan]:
+def probe(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The few samples on which every plan is tried."""
+    return [chunks[0].rows(torch.arange(min(PROBE, len(chunks[0].x))))]
+
+
+def _catalogue(source: Source, nfe: int, end: float) -> dict[str, Plan]:
+    """{solver × grid: plan}, equal tables once."""
     plans: dict[str, Plan] = {}
+    known: set[str] = set()
     for grid in GRIDS:
         for name in SOLVERS:
             try:
                 plan = make_plan(name, source.process, nfe=nfe, grid=grid, start=source.start, end=end)
             except ValueError:  # too few calls for this solver or grid
                 continue
-            plans.setdefault(plan.fingerprint(), plan)
-    return list(plans.values())
+            if plan.fingerprint() not in known:
+                plans[f"{name} × {grid}"] = plan
+                known.add(plan.fingerprint())
+    return plans
 
 
 def plan_error(source: Source, runner: Runner, plan: Plan, chunks: Sequence[Chunk]) -> float:
@@ -97,9 +110,8 @@ def best_start(
     if mean is None:
         tables = _projected([plan for _, plan in fixed], form)
     else:
-        tables = _projected(_catalogue(source, nfe + 1, end), {**form, "constant": mean})
-        probe = [few[0].rows(torch.arange(min(PROBE, len(few[0].x))))]
-        tables.sort(key=lambda table: runner.error(table, probe))
+        tables = _projected(list(_catalogue(source, nfe + 1, end).values()), {**form, "constant": mean})
+        tables.sort(key=lambda table: runner.error(table, probe(few)))
     if not tables:
         raise ValueError("no fixed plan can be started from; give base=, a deterministic plan that visits every time once")
     fits = [gauss_newton(runner, Fit(table, table.theta()), few, held, TRIALS, patience=TRIALS) for table in tables[:STARTS]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +53,16 @@ def finish(
     base: Fixed,
     train: Sequence[Chunk],
     held: Sequence[Chunk],
+    few: Sequence[Chunk],
+    tried: Mapping[str, float],
     teacher: Plan,
     guard: bool,
     note: str,
 ) -> Plan:
-    """The learned plan with its record, or the base with the reason why it was kept."""
+    """The learned plan with its record, or the base with the reason why it was kept.
+
+    few, tried: the samples on which all fixed plans were tried, and the errors there.
+    """
     assert fit.best is not None
     plan = fit.best.plan()
     error = plan_error(source, runner, plan, held)
@@ -84,6 +89,12 @@ def finish(
             kept = "the learned plan has a larger Fréchet distance than the base"
     if kept:
         plan = base.plan
+    record["tried"] = {
+        "samples": sum(len(c.x) for c in few),
+        "plan": plan_error(source, runner, plan, few),
+        "fixed": dict(tried),
+    }
+    if kept:
         record |= {"kept_base": kept, "validation_error": base.error, "train_error": plan_error(source, runner, plan, train)}
         record |= {"median_error": median_error(source, runner, plan, held)}
         return Plan(base.plan.rows, source.process, name=base.plan.name, options={**base.plan.options, "learned": record})
