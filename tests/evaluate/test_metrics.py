@@ -145,7 +145,7 @@ def test_kernel_distances_equal_their_definitions():
 def test_kernel_sums_do_not_depend_on_the_chunks(monkeypatch):
     x, y = gaussian(150, 3, 1), gaussian(150, 3, 2)
     whole = evaluate.energy_distance(x, y, "pixel").value
-    monkeypatch.setattr("unstir.evaluate.metrics.ROWS", 7)
+    monkeypatch.setattr("unstir.evaluate.kernels.ROWS", 7)
     assert evaluate.energy_distance(x, y, "pixel").value == pytest.approx(whole, abs=1e-12)
 
 

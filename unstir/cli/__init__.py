@@ -16,11 +16,13 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "train on real digits, sample with five plans, measure, write a report",
     "train": "fit a network to pictures or arrays; can be stopped and resumed",
+    "autoencoder": "learn pictures as small latents, to train on with train --codec",
     "sample": "draw samples from a trained model",
     "restore": "restore pictures and sounds, each file kept in its format",
     "edit": "turn pictures of one class into pictures of another",
     "plan": "list the solvers, or print the table of one",
-    "eval": "measure a model: Fréchet distance, MMD, energy distance, solver error",
+    "ema": "after a run: the weight average of another length, or the best of several",
+    "eval": "measure a model or a folder of samples against real data",
     "tune": "learn sampling plans for one model and a few budgets of calls",
     "systems": "list the published systems built from these parts",
     "reproduce": "run one system and check its paper's claim in miniature",
@@ -60,12 +62,13 @@ def _dispatch(args: list[str]) -> int:
     from .parse import parse
 
     module = importlib.import_module(f".{args[0]}", __name__)
-    options = parse(module.Options, args[1:], args[0])
+    # A command whose options may also stand in a file reads its words itself.
+    options = getattr(module, "parsed", parse)(module.Options, args[1:], args[0])
     return OK if options is None else module.run(options)
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:<11} {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         ["usage: unstir COMMAND [options]", "", *lines, "", "`unstir COMMAND --help` shows the options of a command."]
     )

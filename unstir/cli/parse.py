@@ -14,17 +14,21 @@ from ..solvers import GRIDS
 T = TypeVar("T")
 
 
-def parse(record: type[T], args: Sequence[str], command: str) -> T | None:
-    """The options in `args`; None when `--help` was asked for. ValueError, in one line, for anything else."""
+def parse(record: type[T], args: Sequence[str], command: str, default: T | None = None) -> T | None:
+    """The options in `args`; None when `--help` was asked for. ValueError, in one line, for anything else.
+
+    default: a record whose values stand where `args` say nothing (from a file); switches then have both forms, --x and --no-x.
+    """
     try:
         import tyro
     except ImportError:
         raise ImportError("the command line needs tyro and rich: pip install 'unstir[cli]'") from None
     prog, said = f"unstir {command}", io.StringIO()
-    settings = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    settings = (tyro.conf.OmitSubcommandPrefixes, *([tyro.conf.FlagCreatePairsOff] if default is None else []))
+    given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(record, prog=prog, args=list(args), config=settings)
+            return tyro.cli(record, prog=prog, args=list(args), config=settings, **given)
     except SystemExit as stop:
         if not stop.code:
             return None

@@ -1,6 +1,8 @@
 """Data to learn from: picture folders, arrays, bundled real data, pairs; single pictures and sounds. `load` finds out which."""
 
+from .buckets import Buckets, bucket_sizes, load_buckets
 from .dataset import Dataset
+from .fields import Fields
 from .load import BUNDLED, load
 from .pairs import Pairs, load_pairs
 from .picture import Picture, read_picture, write_picture
@@ -9,11 +11,15 @@ from .spectrogram import Spectrogram
 
 __all__ = [
     "BUNDLED",
+    "Buckets",
     "Dataset",
+    "Fields",
     "Pairs",
     "Picture",
     "Spectrogram",
+    "bucket_sizes",
     "load",
+    "load_buckets",
     "load_pairs",
     "read_picture",
     "read_wav",

@@ -114,6 +114,8 @@ def from_array(
     picture = values.dtype == np.uint8
     measured = _measure(values, name)
     axes = _axes(values.shape, layout, channels)
+    if layout == "auto" and axes != "raw" and not picture:
+        _check_range(values, axes, measured, name)
     convert = _converter(axes, size, channels, name, values.shape)
     rows = convert(_float(values[:1], picture))
 
@@ -140,6 +142,19 @@ def _measure(values: np.ndarray, name: str) -> tuple[float, float]:
             raise ValueError(f"{name} holds NaN or infinite values, the first in sample {row}; remove or repair them")
         low, high = min(low, float(part.min())), max(high, float(part.max()))
     return low, high
+
+
+def _check_range(values: np.ndarray, axes: str, measured: tuple[float, float], name: str) -> None:
+    """ValueError for pictures of whole numbers from 0 to some hundreds or thousands: bytes or 16 bits, in another type."""
+    low, high = measured
+    first, sides = np.asarray(values[:16], dtype=np.float64), values.shape[1:3] if axes == "hwc" else values.shape[-2:]
+    whole = low >= 0 and high > 64 and min(sides) >= 4 and bool((first == np.rint(first)).all())
+    if whole and high <= 65535:
+        bits, top, remedy = (8, 255, "save it as uint8, or as") if high <= 255 else (16, 65535, "save it as")
+        raise ValueError(
+            f"{name} has dtype {values.dtype} and whole numbers from {low:g} to {high:g}, like pictures of {bits} bits; "
+            f"{remedy} floats x/{top}·2 − 1 in [−1, 1] (layout='raw' takes the numbers as they are)"
+        )
 
 
 def _axes(shape: tuple[int, ...], layout: str, channels: int | None) -> str:

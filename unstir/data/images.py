@@ -36,13 +36,14 @@ class Pictures(NamedTuple):
 
 def from_folder(folder: Path, *, size: int | None, channels: int | None, labels: Any) -> Dataset:
     """The data set in a folder of pictures; see `load`. Subfolders are classes unless a CSV says otherwise."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+    # A link to nothing is a picture that cannot be read, not one that is not there.
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and (p.is_file() or p.is_symlink()))
     if not files:
         raise ValueError(f"source={str(folder)!r} holds no pictures; known endings: {', '.join(PICTURES)}")
     require_pillow()
-    found = gather([_on_disk(file, folder) for file in files], size, channels, f"source={str(folder)!r}")
+    found = gather([on_disk(file, folder) for file in files], size, channels, f"source={str(folder)!r}")
     kept = [files[i] for i in found.kept]
-    target, classes = _labels(folder, kept, labels)
+    target, classes = folder_labels(folder, kept, labels)
     return Dataset(
         found.read,
         len(kept),
@@ -55,8 +56,8 @@ def from_folder(folder: Path, *, size: int | None, channels: int | None, labels:
     )
 
 
-def gather(pictures: Sequence[Picture], size: int | None, channels: int | None, source: str) -> Pictures:
-    """Tries every picture once; kept as bytes if all fit into `IN_MEMORY`, else decoded when wanted.
+def gather(pictures: Sequence[Picture], size: int | tuple[int, int] | None, channels: int | None, source: str) -> Pictures:
+    """Tries every picture once, cut to size × size or to (height, width); all are kept as bytes if they fit into `IN_MEMORY`.
 
     Raises ValueError if none can be read, or if their sizes differ and no `size` was given.
     """
@@ -104,7 +105,7 @@ def gather(pictures: Sequence[Picture], size: int | None, channels: int | None, 
     return Pictures(read, kept, (depth, height, width), skipped)
 
 
-def _on_disk(file: Path, folder: Path) -> Picture:
+def on_disk(file: Path, folder: Path) -> Picture:
     def opened() -> Any:
         from PIL import Image
 
@@ -133,8 +134,9 @@ def is_grey(image: Any) -> bool:
     return image.mode in ("1", "L", "LA") or image.mode.startswith("I") or image.mode == "F"
 
 
-def decode(opened: Callable[[], Any], size: int | None, channels: int) -> np.ndarray:
+def decode(opened: Callable[[], Any], size: int | tuple[int, int] | None, channels: int) -> np.ndarray:
     """One picture as uint8 (channels, height, width): upright, transparency on white, first frame of animations."""
+    wanted = (size, size) if isinstance(size, int) else (size[1], size[0]) if size else None
     from PIL import Image, ImageOps
 
     with opened() as image:
@@ -150,13 +152,13 @@ def decode(opened: Callable[[], Any], size: int | None, channels: int) -> np.nda
         if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("L" if channels == 1 else "RGB")
-        if size is not None and image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        if wanted is not None and image.size != wanted:
+            image = ImageOps.fit(image, wanted, Image.Resampling.LANCZOS)
         pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _labels(folder: Path, files: list[Path], labels: Any) -> tuple[Tensor | None, tuple[str, ...]]:
+def folder_labels(folder: Path, files: list[Path], labels: Any) -> tuple[Tensor | None, tuple[str, ...]]:
     """Labels of the files: from a CSV, from labels.csv in the folder, or from the first subfolder of each."""
     if labels is None or (isinstance(labels, str) and labels == "none"):
         return None, ()
@@ -193,7 +195,12 @@ def _from_csv(path: Path, folder: Path, files: list[Path]) -> tuple[Tensor, tupl
             raise ValueError(f"{path} line {number} has {len(row)} column; two are needed: file,label")
         if number == 1 and Path(row[0]).suffix.lower() not in PICTURES:
             continue
-        table[row[0].strip()] = row[1].strip()
+        file, label = row[0].strip(), row[1].strip()
+        if not label:
+            raise ValueError(f"{path} line {number} has no label for {file}; give one, or leave the picture out of the folder")
+        if table.get(file, label) != label:
+            raise ValueError(f"{path} line {number} calls {file} {label!r}, and before {table[file]!r}; keep one of the lines")
+        table[file] = label
     names = [file.relative_to(folder).as_posix() for file in files]
     missing = [name for name in names if name not in table]
     if missing:

@@ -7,133 +7,18 @@ whatever is measured here in other features is called FD[features], MMD[features
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .samples import Features, Pair, Score, check_alike, check_samples, extractor, shuffled
+from .checks import check_alike, check_samples
+from .features import Features, extractor
+from .kernels import ROWS, distances, squares
+from .samples import Pair, Score, shuffled
 
-Kernel = Callable[[Tensor, Tensor], Tensor]
-ROWS = 1024  # kernel matrices are summed this many rows at a time, so memory is O(ROWS · n)
-
-
-# -- Fréchet distance ---------------------------------------------------------------------------
-def frechet_moments(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor) -> float:
-    """The Fréchet distance of N(μ, C) and N(ν, S), means (d,) and covariances (d, d):
-
-        FD = ‖μ − ν‖² + tr C + tr S − 2 tr (CS)^½
-
-    With C = AᵀA and S = BᵀB the eigenvalues of CS are the squared singular values of ABᵀ, so
-    tr (CS)^½ = Σ svd(ABᵀ): no square root of a rounding error, hence exact to ~1e-15 tr C where
-    the usual matrix square root loses half the digits.
-    Source: GANs Trained by a Two Time-Scale Update Rule …, 2017 (the distance: Dowson & Landau, 1982).
-    """
-    a, b = _root(cov_p), _root(cov_q)
-    cross = torch.linalg.svdvals(a @ b.T).sum()
-    return float((mean_p - mean_q).square().sum() + cov_p.trace() + cov_q.trace() - 2 * cross)
-
-
-def _root(cov: Tensor) -> Tensor:
-    """A with AᵀA = C, for a positive semi-definite C: Λ^½ Vᵀ."""
-    spectrum, axes = torch.linalg.eigh(cov)
-    return spectrum.clamp_min(0).sqrt()[:, None] * axes.T
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.mean(0), torch.cov(x.T).reshape(x.shape[1], -1)
-
-
-def frechet(real: Any, fake: Any, features: Features = "pixel-pca:24", *, n: int | None = None, seed: int = 0) -> Score:
-    """The Fréchet distance of Gaussians fitted to the features of two sample sets (n, *).
-
-    FD = ‖μ − ν‖² + tr(C + S − 2(CS)^½), see `frechet_moments`; name FD[features]. `features` as in
-    `samples.extractor`: "pixel", "pixel-pca:K" (axes fitted on `real`), or a callable. It needs
-    n > d for covariances of full rank. Even for one law E FD ≈ (2d + d(d+1)/2)/n in whitened
-    features: compare with the floor, and only at equal n. Raises ValueError for n ≤ d, NaN, and
-    sample shapes that differ.
-    """
-    pair = Pair.of(real, fake, features, n, seed)
-    count, d = pair.real.shape
-    if count <= d:
-        raise ValueError(
-            f"n = {count} samples in d = {d} features: the Fréchet distance needs n > d for covariances of full rank; "
-            f"give more samples, fewer features, or use mmd, which has no such floor"
-        )
-    return pair.score("FD", lambda x, y: frechet_moments(*_moments(x), *_moments(y)), floor_needs=d + 1)
-
-
-# -- kernel distances ---------------------------------------------------------------------------
-def _mean(kernel: Kernel, x: Tensor, y: Tensor | None = None) -> float:
-    """Mean of k(x_i, y_j); without y the mean of k(x_i, x_j) over i ≠ j (the U-statistic)."""
-    total = sum(float(kernel(rows, x if y is None else y).sum()) for rows in x.split(ROWS))
-    if y is not None:
-        return total / (len(x) * len(y))
-    diagonal = sum(float(kernel(rows, rows).diagonal().sum()) for rows in x.split(64))
-    return (total - diagonal) / (len(x) * (len(x) - 1))
-
-
-def _discrepancy(kernel: Kernel, x: Tensor, y: Tensor) -> float:
-    return _mean(kernel, x) + _mean(kernel, y) - 2 * _mean(kernel, x, y)
-
-
-def _distance(x: Tensor, y: Tensor) -> Tensor:
-    # The direct difference: the expanded square loses the small distances that memorisation is about.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
-
-
-def mmd(
-    real: Any,
-    fake: Any,
-    features: Features = "pixel-pca:24",
-    *,
-    kernel: str = "rbf",
-    bandwidth: float | None = None,
-    n: int | None = None,
-    seed: int = 0,
-) -> Score:
-    """Squared maximum mean discrepancy, unbiased (≈ 0, and as often below as above it, for one law):
-
-        MMD² = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) − 2 mean_{ij} k(x_i, y_j)
-
-    kernel "rbf":         k = exp(−‖x − y‖² / 2h²), h = `bandwidth`, by default the median distance within `real`
-    kernel "polynomial":  k = (xᵀy/d + 1)³, the kernel of KID (here over all samples at once, not over subsets)
-
-    The name says kernel and h. Sources: A Kernel Two-Sample Test, 2012; Demystifying MMD GANs, 2018.
-    """
-    if kernel not in ("rbf", "polynomial"):
-        raise ValueError(f"kernel={kernel!r} is unknown; one of 'rbf', 'polynomial'")
-    if bandwidth is not None and (kernel != "rbf" or not 0 < bandwidth < float("inf")):
-        raise ValueError(f"bandwidth={bandwidth!r} must be a number > 0, and belongs to kernel='rbf' (kernel={kernel!r})")
-    pair = Pair.of(real, fake, features, n, seed)
-    if kernel == "polynomial":
-        d = pair.real.shape[1]
-        return pair.score("MMD²-poly3", lambda x, y: _discrepancy(lambda u, v: (u @ v.T / d + 1) ** 3, x, y))
-    h = _median_distance(pair.real) if bandwidth is None else float(bandwidth)
-    if h == 0:
-        raise ValueError("the median distance within real is 0 (more than half of its pairs are equal); give bandwidth=")
-    return pair.score(f"MMD²-rbf({h:.3g})", lambda x, y: _discrepancy(lambda u, v: (-_square(u, v) / (2 * h**2)).exp(), x, y))
-
-
-def _median_distance(x: Tensor) -> float:
-    return float(torch.pdist(shuffled(x, 0)[:2000]).median())
-
-
-def energy_distance(real: Any, fake: Any, features: Features = "pixel-pca:24", *, n: int | None = None, seed: int = 0) -> Score:
-    """The energy distance, unbiased: MMD² with the kernel k = −‖x − y‖, so free of any bandwidth.
-
-        E = 2 mean_{ij} ‖x_i − y_j‖ − mean_{i≠j} ‖x_i − x_j‖ − mean_{i≠j} ‖y_i − y_j‖
-
-    Source: Energy Statistics: A Class of Statistics Based on Distances, 2013.
-    """
-    pair = Pair.of(real, fake, features, n, seed)
-    return pair.score("Energy", lambda x, y: _discrepancy(lambda u, v: -_distance(u, v), x, y))
+PORTION, SPARE = 4096, 3  # training samples looked at in one go, and candidates kept beyond the k nearest
 
 
 # -- neighbourhoods -----------------------------------------------------------------------------
@@ -166,15 +51,19 @@ def precision_recall(
     and coverage while precision stays. Density may exceed 1. Memory is O(n²): use n= above 10 000.
     Sources: Improved Precision and Recall Metric …, 2019; Reliable Fidelity and Diversity Metrics …, 2020.
     """
-    pair = Pair.of(real, fake, features, n, seed)
+    return PrecisionRecall(*precision_recall_on_pair(Pair.of(real, fake, features, n, seed), k))
+
+
+def precision_recall_on_pair(pair: Pair, k: int = 5) -> list[Score]:
+    """The four scores of two sets of features."""
     if not (isinstance(k, int) and 1 <= k < len(pair.real)):
         raise ValueError(f"k={k!r} must be an integer from 1 to {len(pair.real) - 1} for {len(pair.real)} samples of each set")
     labels = [f"{metric}@{k}" for metric in ("Precision", "Recall", "Density", "Coverage")]
-    return PrecisionRecall(*pair.scores(labels, lambda x, y: _neighbourhoods(x, y, k), floor_needs=k + 1))
+    return pair.scores(labels, lambda x, y: _neighbourhoods(x, y, k), floor_needs=k + 1)
 
 
 def _neighbourhoods(x: Tensor, y: Tensor, k: int) -> tuple[float, float, float, float]:
-    cross = _distance(x, y)
+    cross = distances(x, y)
     in_real = cross <= _radius(x, k)[:, None]  # (i, j): y_j in B(x_i)
     in_fake = cross <= _radius(y, k)[None, :]  # (i, j): x_i in B(y_j)
     precision = in_real.any(0).double().mean()
@@ -186,7 +75,66 @@ def _neighbourhoods(x: Tensor, y: Tensor, k: int) -> tuple[float, float, float, 
 
 def _radius(x: Tensor, k: int) -> Tensor:
     """Distance of each row to its k-th neighbour; the row itself is the first of the k + 1."""
-    return torch.cat([_distance(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(ROWS)])
+    return torch.cat([distances(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(ROWS)])
+
+
+def vendi(real: Any, fake: Any, features: Features = "pixel-pca:24", *, n: int | None = None, seed: int = 0) -> Score:
+    """The Vendi score of `fake`: how many different samples it is worth, between 1 (copies of one) and n.
+
+        exp H(λ),    λ the eigenvalues of K/n,  K_ij the cosine of the features of samples i and j,  H = −Σ λ ln λ
+
+    `real` is needed for the floor, the score of a real half, from which diversity is missing or not; both depend on n.
+    Source: The Vendi Score: A Diversity Evaluation Metric for Machine Learning, 2023.
+    """
+    return vendi_on_pair(Pair.of(real, fake, features, n, seed))[0]
+
+
+def vendi_on_pair(pair: Pair) -> list[Score]:
+    """The Vendi score of the second set of features."""
+    return pair.scores(["Vendi-cos"], lambda x, y: [_vendi(y)])
+
+
+def _vendi(y: Tensor) -> float:
+    # λ of K/n with K = ŷŷᵀ are the squared singular values of ŷ/√n.
+    spectrum = torch.linalg.svdvals(torch.nn.functional.normalize(y)).square() / len(y)
+    return float(torch.special.entr(spectrum).sum().exp())
+
+
+# -- the training set -----------------------------------------------------------------------------
+class Neighbours(NamedTuple):
+    """`rows` (n, k) of the training set that are nearest to each sample, nearest first, and their `distances` (n, k)."""
+
+    rows: Tensor
+    distances: Tensor
+
+
+def neighbours(fake: Any, train: Any, features: Features = "pixel", *, k: int = 1) -> Neighbours:
+    """The k nearest training samples of every sample, by Euclidean distance of features (axes of a PCA fitted on `train`)."""
+    fake, train = check_samples(fake, "fake", 1), check_samples(train, "train")
+    check_alike(train, fake, "train", "fake")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(train):
+        raise ValueError(f"k={k!r} must be a whole number from 1 to {len(train)}, the size of train")
+    _, function = extractor(features, train)
+    return _nearest(function(fake.to(train.device)), train, function, k)
+
+
+def _nearest(x: Tensor, train: Tensor, function: Any, k: int) -> Neighbours:
+    """The k nearest of `train` to every row of features x; train is mapped to features in portions, and never as a whole.
+
+    Candidates are found by ‖x‖² + ‖y‖² − 2xᵀy, which is fast, and their distances taken by the difference, which is exact
+    for the small ones that copies have.
+    """
+    rows, far = torch.empty(len(x), 0, dtype=torch.int64, device=x.device), x.new_empty(len(x), 0)
+    for start in range(0, len(train), PORTION):
+        known = function(train[start : start + PORTION])
+        near = torch.cat(
+            [squares(part, known).topk(min(k + SPARE, len(known)), largest=False).indices for part in x.split(ROWS)]
+        )
+        exact = torch.stack([(x - known[column]).square().sum(1).sqrt() for column in near.unbind(1)], 1)
+        rows, far = torch.cat([rows, near + start], 1), torch.cat([far, exact], 1)
+        far, order = far.sort(dim=1, stable=True)
+        rows, far = rows.gather(1, order)[:, :k], far[:, :k]
+    return Neighbours(rows, far)
 
 
 def memorisation(fake: Any, train: Any, test: Any, features: Features = "pixel", *, seed: int = 0) -> Score:
@@ -201,12 +149,8 @@ def memorisation(fake: Any, train: Any, test: Any, features: Features = "pixel",
     check_alike(train, fake, "train", "fake")
     check_alike(train, test, "train", "test")
     name, function = extractor(features, train)
-    known = function(train)
-
-    def nearest(x: Tensor) -> Tensor:
-        return torch.cat([_distance(rows, known).amin(1) for rows in x.split(ROWS)])
-
-    generated, unseen = nearest(function(fake.to(train.device))), nearest(function(test.to(train.device)))
+    near = (_nearest(function(x.to(train.device)), train, function, 1).distances for x in (fake, test))
+    generated, unseen = (found[:, 0] for found in near)
     half_a, half_b = shuffled(unseen, seed)[: len(unseen) // 2 * 2].chunk(2)
     if float(half_b.quantile(0.5)) == 0 or float(unseen.quantile(0.5)) == 0:
         raise ValueError("most of test is contained in train; give a test set of samples the model was not trained on")

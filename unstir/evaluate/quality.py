@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .._extras import need
+from .samples import Score
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -195,6 +196,30 @@ def sound_metrics(rate: int) -> dict[str, Kind]:
         "ESTOI": Kind(partial(estoi, rate=rate)),
         "PESQ-WB" if rate >= 16000 else "PESQ-NB": Kind(partial(pesq, rate=rate)),
     }
+
+
+def paired(x: Tensor, reference: Tensor, metrics: Mapping[str, Kind] | None = None, batch: int = 64) -> list[Score]:
+    """PSNR, SSIM and LPIPS (where its weights are there) of pictures (n, C, H, W) in [−1, 1], row i against row i.
+
+    value: the mean over the pairs where the metric is defined and finite, `n_fake` of them; error: its standard error;
+    floor: None, since equal pictures have no distance. What could not be measured, and pairs left out, stand in the notes.
+    Metrics by `picture_metrics` unless given.
+    """
+    _pair(x, reference, 4)
+    kinds, found = dict(metrics or picture_metrics()), []
+    for name, kind in kinds.items():
+        try:
+            parts = [kind.metric(a, b).double() for a, b in zip(x.split(batch), reference.split(batch), strict=True)]
+        except ImportError:
+            continue
+        values = torch.cat(parts)
+        kept = values[values.isfinite()]
+        left = len(values) - len(kept)
+        notes = (f"undefined or infinite in {left} of {len(values)} pairs",) if left else ()
+        if len(kept):
+            error = float(kept.std()) / math.sqrt(len(kept)) if len(kept) > 1 else None
+            found.append(Score(float(kept.mean()), name, len(kept), len(kept), None, 0, notes=notes, error=error))
+    return found
 
 
 class Tally:

@@ -223,7 +223,8 @@ def _shown(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, Score) and value.floor is not None:
-        return f"{value.value:.4g} (floor {value.floor:.2g})"
+        error = "" if value.error is None else f" ± {value.error:.1g}"
+        return f"{value.value:.4g}{error} (floor {value.floor:.2g})"
     if number is None or isinstance(value, int):
         return ("yes" if value else "no") if isinstance(value, bool) else str(value)
     return f"{number:.4g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,25 +80,72 @@ def _before(line: str, images: int) -> bool:
 
 
 @contextmanager
-def bar(steps: int, title: str = "train") -> Iterator[Listener]:
-    """A listener for `fit` that shows the progress on the terminal."""
+def bar(steps: int, title: str = "train", log: Path | None = None) -> Iterator[Listener]:
+    """A listener for `fit` that shows the progress on the terminal, on stderr, in one line of at most 80 columns.
+
+    log: the run's log.jsonl, from which the last validation loss is read.
+    """
     try:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
         yield _plain(steps, title)
         return
-    columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "loss {task.fields[loss]}")
-    with Progress(
-        *(TextColumn(c) if isinstance(c, str) else c for c in columns), TimeElapsedColumn(), TimeRemainingColumn()
-    ) as progress:
-        task = progress.add_task(title, total=steps, loss="—")
+    numbers = "{task.completed}/{task.total}", "loss {task.fields[loss]}", "val {task.fields[val]}", "{task.fields[speed]}/s"
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        *map(TextColumn, numbers),
+        TimeRemainingColumn(),
+    )
+    speed, checked = _Speed(), _Validation(log)
+    progress = Progress(*columns, console=Console(stderr=True))
+    name = title if len(title) <= 14 else f"…{title[-13:]}"
+    task = progress.add_task(name.replace("[", "\\["), total=steps, loss="–", val="–", speed="–")
 
-        def show(event: Event) -> None:
-            progress.update(task, completed=event["step"])
-            if "loss" in event:
-                progress.update(task, loss=f"{event['loss']:.4f}")
+    def show(event: Event) -> None:
+        progress.start()  # at the first step: an error before it is one line, without a bar
+        progress.update(task, completed=event["step"], speed=speed(event["images"]))
+        if "loss" in event:
+            progress.update(task, loss=f"{event['loss']:.4g}", val=checked())
 
+    try:
         yield show
+    finally:
+        progress.stop()
+
+
+class _Speed:
+    """Images a second, over the last few seconds."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, int]] = []
+
+    def __call__(self, images: int) -> str:
+        now = time.monotonic()
+        self._seen = [*(seen for seen in self._seen[-200:] if now - seen[0] < 10), (now, images)]
+        (first, before), (last, after) = self._seen[0], self._seen[-1]
+        return f"{(after - before) / (last - first):.0f}" if last - first > 0.2 else "–"
+
+
+class _Validation:
+    """The last validation loss in a log that grows; only what is new is read."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._offset, self._value = path, 0, "–"
+
+    def __call__(self) -> str:
+        if self._path is None or not self._path.exists():
+            return self._value
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            if b'"validation_loss"' in line:
+                self._value = f"{json.loads(line)['validation_loss']:.4g}"
+        return self._value
 
 
 def _plain(steps: int, title: str) -> Listener:
