@@ -7,7 +7,9 @@ from typing import Any
 
 EXTRA = {
     **{"PIL": "cli", "matplotlib": "cli", "sklearn": "cli", "torchmetrics": "metrics", "pesq": "pesq"},
-    **{"soundfile": "speech", "scipy": "speech", "pystoi": "speech", "espeakng_loader": "espeak"},
+    **{"soundfile": "speech", "scipy": "speech", "pystoi": "speech", "espeakng_loader": "espeak", "nilearn": "medical"},
+    **{"diffusers": "diffusers", "skimage": "pictures", "transformers": "text"},
+    **{"tensorly": "hyperspectral"},
 }
 
 

@@ -21,6 +21,11 @@ def inputs(tmp_path_factory):
     np.save(folder / "bytes.npy", pixels[None])
     np.save(folder / "wide.npy", np.zeros((2, 1, 12, 12), np.float32))
     np.save(folder / "loud.npy", np.full((2, 1, 8, 8), 9.0, np.float32))
+    lower = np.zeros((8, 8), np.uint8)
+    lower[4:] = 255
+    Image.fromarray(lower).save(folder / "lower.png")
+    Image.fromarray(0 * lower).save(folder / "black.png")
+    Image.fromarray(0 * lower + 255).save(folder / "white.png")
     (folder / "broken.png").write_bytes((folder / "three.png").read_bytes()[:60])
     (folder / "words.txt").write_text("no picture")
     return folder
@@ -69,7 +74,52 @@ def test_translation_into_another_model(unstir, model):
     assert (code, err) == (0, "")
 
 
+def test_a_region_stays_and_the_rest_is_drawn_anew(unstir, inputs):
+    line = f"edit digits --index 5 7 --to-class 8 --method cow --mask {inputs}/lower.png --set cycles=2"
+    code, out, err = unstir(f"{line} --nfe 10 --n 2")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "12 calls up and 9 down" in " ".join(out.split())  # 7 + 5 levels; 2 cycles of 2, and 5
+    folder = Path("out/edit")
+    assert {p.name for p in folder.iterdir()} == {"edited.npy", "edited.png", "before-after.png", "edit.json", "report.html"}
+    edited, record = torch.from_numpy(np.load(folder / "edited.npy")), json.loads((folder / "edit.json").read_text())
+    before = data.load("digits").all()[[5, 5, 7, 7]]
+    assert (record["strength"], record["nfe"], record["calls up"]) == (0.7, 10, 12)
+    off = (edited - before).square().mean(1).sqrt()
+    assert record["kept region, RMS error"] == pytest.approx(float(off[:, :4].square().mean().sqrt()), rel=1e-3)
+    assert record["drawn anew, RMS change"] == pytest.approx(float(off[:, 4:].square().mean().sqrt()), rel=1e-3)
+    assert record["kept region, RMS error"] < 0.6 * record["drawn anew, RMS change"]
+    assert float((edited[0] - edited[1]).abs().max()) > 0.05  # two draws
+
+
+def test_a_large_mask_is_scaled_as_a_picture_is(unstir, inputs, tmp_path):
+    Image.open(inputs / "lower.png").resize((40, 40), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    found = []
+    for mask in (inputs / "lower.png", tmp_path / "large.png"):
+        line = "edit digits --index 5 --to-class 8 --method cow --nfe 10 --guidance 2 --set cycles=1 fill=-1 --mask"
+        code, _, err = unstir(line, mask, "--out", mask.stem)
+        assert (code, err) == (0, "")
+        found.append(np.load(Path(mask.stem) / "edited.npy"))
+    np.testing.assert_array_equal(*found)
+
+
+COW = "edit digits --index 3 --to-class 8 --method cow"
 WRONG = [
+    (COW, "cow needs --mask"),
+    ("edit digits --index 3 --to-class 8 --mask IN/lower.png", "is for --method cow"),
+    (f"{COW} --mask IN/nothing.png", "nothing.png' is missing or no picture"),
+    (f"{COW} --mask IN/words.txt", "words.txt' is missing or no picture"),
+    (f"{COW} --mask IN/broken.png", "broken.png' cannot be read"),
+    (f"{COW} --mask IN/black.png", "nothing is drawn anew"),
+    (f"{COW} --mask IN/white.png", "nothing stays"),
+    (f"{COW} --mask IN/lower.png --into digits", "cow keeps to one model"),
+    (f"{COW} --mask IN/lower.png --strength 1.2", "strength=1.2 must lie in"),
+    (f"{COW} --mask IN/lower.png --strength 0.06", "leaves none to cycle between"),
+    (f"{COW} --mask IN/lower.png --set eta=1", "cow has no option 'eta'; it has cycles, solver, fill"),
+    (f"{COW} --mask IN/lower.png --set cycles=-1", "cycles=-1"),
+    (f"{COW} --mask IN/lower.png --set fill=grey", "fill=grey must be a number"),
+    (f"{COW} --mask IN/lower.png --set solver=unipc", "no option 'eta'"),
+    ("edit digits --index 3 --method cow --mask IN/lower.png", "give --to-class, one of 0"),
     ("edit", "MODEL"),
     ("edit digits", "give either IMAGE"),
     ("edit digits IN/three.png --index 3 --to-class 8", "give either IMAGE"),

@@ -182,3 +182,29 @@ def test_bad_input(make, message):
 def test_sums_of_another_variance_are_named():
     with pytest.warns(UserWarning, match=rf"shifts by \{math.log(math.sqrt(2)):+.2f}"):
         aggregate(coefficients={"image": 1, "label": 1}, normalise=False)
+
+
+def test_a_network_that_sees_its_estimate_is_given_it_in_a_run():
+    """Joint, Known and the ordinary denoiser hand on the same estimates."""
+    net, seen = joint().network, []
+
+    class Sees(nn.Module):
+        def forward(self, x, time, previous):
+            seen.append(previous)
+            return net(x, time)
+
+    model = Joint(Sees(), VP(), aggregate(), sees_previous=True)
+    plan, x = unstir.plan("ddim", model.process, nfe=3), torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for runs in (model, model.known(label=torch.tensor([1]))):
+        seen.clear()
+        steps = list(unstir.steps(runs, plan, x))
+        assert float(seen[0].abs().max()) == 0
+        assert float(seen[1].abs().max()) > 0
+        if runs is model:
+            assert all(torch.equal(given, step.data) for given, step in zip(seen[1:], steps, strict=False))
+        assert steps[-1].aux.keys() == {"image", "label"}
+
+
+def test_a_missing_modality_goes_where_the_others_are():
+    values = {"image": torch.empty(2, *SHAPE, device="meta")}
+    assert aggregate().state(values).device.type == "meta"

@@ -33,3 +33,26 @@ def test_pieces_cover_the_batch_and_split_what_belongs_to_samples() -> None:
     assert seen == [(3, 3, 3, 2), (3, 3, 3, 2), (1, 1, 1, 2)]
     with pytest.raises(ValueError, match="size=0"):
         chunked(Model(), 0)
+
+
+class Recalls(torch.nn.Module):
+    """D = ½ x + ⅓ previous, pixel by pixel."""
+
+    def forward(self, x, t, previous):
+        return 0.5 * x + previous / 3
+
+
+def swap(ctx, x):
+    perm = torch.tensor([2, 0, 4, 1, 3])
+    ctx.permute(perm)
+    return x[perm]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_what_a_run_remembers_follows_permuted_samples(size: int) -> None:
+    """Samples that change places, and pieces, take their own last estimates along: as without pieces."""
+    model = unstir.Denoiser(Recalls(), unstir.process.VP(), "data", sees_previous=True)
+    plan, x = unstir.plan("ddim", model.process, nfe=4), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    whole = unstir.sample(model, plan, x=x, hooks=swap)
+    assert torch.allclose(unstir.sample(chunked(model, size), plan, x=x, hooks=swap), whole, atol=1e-6)
+    assert not torch.allclose(unstir.sample(model, plan, x=x, hooks=lambda ctx, x: x[[2, 0, 4, 1, 3]]), whole, atol=1e-3)

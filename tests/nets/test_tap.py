@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -28,3 +31,20 @@ def test_bad_input():
         Tapped(Net(), "mid")
     with pytest.raises(ValueError, match="'spare' did not run"):
         Tapped(Net(), "spare")(torch.randn(2, 1, 5, 5), torch.rand(2))
+
+
+def test_calls_at_once_keep_their_own():
+    """Two threads in the part at the same time: each gets what its own call computed."""
+    both = threading.Barrier(2, timeout=20)
+
+    class Meets(Net):
+        def forward(self, x, time):
+            h = self.first(x)
+            both.wait()
+            return self.last(h)
+
+    net, x = Meets(), torch.randn(2, 1, 1, 5, 5)
+    tapped = Tapped(net, "first")
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda one: tapped(one, torch.rand(1))[1]["features"], x))
+    assert all(torch.equal(h, net.first(one)) for h, one in zip(found, x, strict=True))

@@ -17,6 +17,7 @@ from unstir.steer import (
     admm,
     admm_consistency,
     apg,
+    cfg,
     finite_difference,
     finite_difference_adjoint,
     posterior,
@@ -378,3 +379,34 @@ def test_wrong_arguments_are_named() -> None:
         SliceWise(prior(process), 4)(randn(2, *PICTURE), 0.5)
     with pytest.raises(ValueError, match="steer SliceWise"):
         SliceWise(posterior(prior(process), DENSE, DENSE.A(randn(1, *PICTURE)), "ddrm"))
+
+
+class Recalls(torch.nn.Module):
+    """D = ½ x + ⅓ previous."""
+
+    def forward(self, x, t, previous):
+        return 0.5 * x + previous / 3
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_what_slices_remember_follows_permuted_volumes(chunk) -> None:
+    model = Denoiser(Recalls(), VP(), "data", sees_previous=True)
+    plan, x, perm = unstir.plan("ddim", VP(), nfe=4), randn(3, *SHAPE), torch.tensor([2, 0, 1])
+
+    def swap(ctx, x):
+        ctx.permute(perm)
+        return x[perm]
+
+    whole = unstir.sample(model, plan, x=x, hooks=swap)  # which acts on every number for itself
+    torch.testing.assert_close(unstir.sample(SliceWise(model, 2, chunk), plan, x=x, hooks=swap), whole)
+
+
+def test_guidance_around_it_has_duals_for_each_branch() -> None:
+    """With scale 0 the guided run is the unconditional one, whatever the conditional branch does beside it."""
+    _, y = truth()
+    net = prior(VP())
+    model = Denoiser(lambda x, t, label: net(x, t) * label, VP(), "data")
+    post = admm_consistency(SliceWise(model), sliced(DENSE), y, [TV(2, 0.05, 0.05)], carry="data")
+    plan = descent(VP())
+    guided = unstir.sample(cfg(post, 0.0, null={"label": 1.0}), plan, x=start(plan), label=1.5)
+    torch.testing.assert_close(guided, unstir.sample(post, plan, x=start(plan), label=1.0))

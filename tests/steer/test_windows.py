@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unstir import plan
 from unstir.data.spectrogram import Spectrogram
+from unstir.denoiser import Denoiser
 from unstir.process import VP, Flow
 from unstir.steer.windows import noise_at, ramps, restore, restore_picture, restore_sound, starts
 
@@ -138,3 +139,19 @@ def test_bad_input_is_named() -> None:
     model.process = VP()  # type: ignore[assignment]
     with pytest.raises(ValueError, match="has no anchor"):
         restore(model, steps, torch.zeros(1, 2), lambda stream: torch.zeros(1, 2))
+
+
+def test_a_network_that_sees_its_estimate_is_given_it_in_every_window() -> None:
+    """By the rows of a run, each window its own: as for the whole."""
+
+    class Recalls(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, previous: Tensor, anchor: Tensor) -> Tensor:
+            return 0.4 * x + 0.2 * anchor + previous / 3
+
+    model, y = Denoiser(Recalls(), Toward(), "data", sees_anchor=True, sees_previous=True), picture(1, 30, 30)
+    steps = plan("ddim", model.process, nfe=4)
+    whole = restore_picture(model, steps, y, size=(30, 30))
+    assert torch.allclose(restore_picture(model, steps, y, size=(12, 16), overlap=3, batch=5), whole, atol=1e-12)
+    model.sees_previous = model._wants_ctx = False
+    model.network.forward = lambda x, t, anchor: Recalls.forward(model.network, x, t, torch.zeros_like(x), anchor)
+    assert not torch.allclose(restore_picture(model, steps, y, size=(12, 16), overlap=3, batch=5), whole, atol=1e-3)

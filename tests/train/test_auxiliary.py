@@ -17,6 +17,8 @@ from unstir._files import read_tensors
 from unstir.train import Objective, TrainConfig, fit
 from unstir.train.auxiliary import auxiliaries, named
 from unstir.train.checkpoint import checkpoints
+from unstir.train.parallel import World
+from unstir.train.trainer import _prepare
 from unstir.train.uncertainty import Uncertainty
 
 FADING = {"context": (energy, lambda lam: 0.1 * torch.exp(2 * lam).clamp_max(1))}
@@ -318,3 +320,58 @@ def test_half_precision_networks_give_float32_losses():
     with torch.autocast("cpu", torch.bfloat16):
         Objective(auxiliary={"context": spy}).loss(model, x0, noise, t, cond)
     assert kinds == [torch.float32, torch.float32, False]
+
+
+def test_another_objective_is_not_resumed_unasked(tmp_path):
+    """What the options do not say is in the identity of a run, too; runs of before, which did not keep it, go on."""
+    first = Objective("min-snr", cond_dropout={"class_labels": 0.3})
+    fit(make_two_heads(), make_data(), options(steps=2), tmp_path, objective=first)
+    with pytest.raises(ValueError, match=r"objective .*'min-snr'.* → .*'noise'"):
+        fit(make_two_heads(), make_data(), options(steps=2), tmp_path, objective=Objective("noise"), resume=True)
+    with pytest.raises(ValueError, match=r"objective .*'min-snr'.* → None"):
+        fit(make_two_heads(), make_data(), options(steps=2), tmp_path, resume=True)
+    fit(make_two_heads(), make_data(), options(steps=2), tmp_path, objective=first, resume=True)
+    state = checkpoints(tmp_path)[-1] / "state.json"
+    known = json.loads(state.read_text())
+    del known["identity"]["objective"]
+    state.write_text(json.dumps(known))
+    fit(make_two_heads(), make_data(), options(steps=2), tmp_path, objective=Objective("noise"), resume=True)
+
+
+def test_a_weight_that_is_a_scalar_is_kept_as_a_number():
+    (made,) = auxiliaries({"context": (energy, torch.tensor(0.5))}).values()
+    assert json.dumps(made.described) == "0.5"
+
+
+def test_learned_weights_do_not_decay():
+    config = options(weight_decay=0.5, uncertainty="tasks")
+    objective = Objective(auxiliary={"context": Decoder()}, uncertainty="tasks")
+    run = _prepare(make_two_heads(), make_data(), objective, config, World(), torch.device("cpu"))
+    decays = {id(p): group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
+    assert {name: decays.pop(id(p)) for name, p in run.learned.named_parameters()} == {
+        "losses.context.layer.weight": 0.5,
+        "losses.context.layer.bias": 0.5,
+        "uncertainty.weight": 0.0,
+    }
+    assert set(decays.values()) == {0.5}
+    assert decays.keys() == {id(p) for p in run.model.parameters()}
+
+
+def test_gradients_are_shared_where_there_are_any(monkeypatch):
+    """Two processes, this one and one whose gradients are the same: frozen and unused weights stay without one."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.mul_(2))
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    net[1].requires_grad_(False)
+    net[0](torch.ones(1, 2)).sum().backward()
+    before = [p.grad.clone() for p in net[0].parameters()]
+    World(0, 2).mean_gradients(net)
+    assert all(torch.equal(p.grad, g) for p, g in zip(net[0].parameters(), before, strict=True))
+    assert all(p.grad is None for layer in net[1:] for p in layer.parameters())
+
+
+@pytest.mark.parametrize("kind", ["levels", "tasks"])
+def test_learned_weights_need_losses_that_are_not_0(kind):
+    with pytest.raises(ValueError, match=f"uncertainty='{kind}' divides by the expected loss, and 'context' has the weight 0"):
+        Objective(auxiliary={"context": (energy, 0.0)}, uncertainty=kind)
+    with pytest.raises(ValueError, match="'code' has the weight 0"):
+        Objective(fields={"code": 0}, uncertainty=kind)

@@ -12,7 +12,7 @@ import unstir
 from unstir import Denoiser, data, process, steer
 from unstir.interop import load_model, save_model
 from unstir.nets import default_condition
-from unstir.train import Objective, TrainConfig, fit, order
+from unstir.train import Objective, TrainConfig, fit, order, validate
 from unstir.train.batch import Conditions, drawer
 from unstir.train.parallel import World
 
@@ -238,6 +238,8 @@ def test_dict_samples_train_resume_and_are_sampled(tmp_path):
     assert result.validation
     plan = unstir.plan("ddim", result.model.process, nfe=3)
     x = unstir.sample(result.model, plan, shape={"image": (2, 1, 4, 4), "code": (2, 3)}, seed=0)
+    same = unstir.sample(result.model, plan, shape=2, seed=0)  # the model knows the shapes of its fields
+    assert all(torch.equal(same[field], x[field]) for field in SHAPE)
     assert {k: tuple(v.shape) for k, v in x.items()} == {"image": (2, 1, 4, 4), "code": (2, 3)}
     folder = save_model(result.model, tmp_path / "model")
     assert load_model(folder, network=Joint()).shape == SHAPE
@@ -292,3 +294,65 @@ def test_dict_samples_and_options_that_do_not_fit(tmp_path):
         fit(make_joint(), joint_data(), options(), tmp_path, auxiliary={"code": lambda r: r.t})
     with pytest.raises(ValueError, match="returned code for a state with the leaves image, code; return a dict"):
         Denoiser(lambda x, t: {"code": x["code"]}, process.VP())({k: torch.zeros(2, *s) for k, s in SHAPE.items()}, 0.5)
+
+
+# -- what does not fit ---------------------------------------------------------------------------------
+class Mapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x, t, map=None, augment=None):
+        return self.layer(torch.cat([x, x if map is None else map], 1))
+
+
+@pytest.mark.parametrize("moved", [{"flip": True}, {"augment": 0.1}])
+@pytest.mark.parametrize("beside", ["conditions", "targets"])
+def test_pictures_beside_the_samples_would_be_left_behind(tmp_path, moved, beside):
+    model = Denoiser(Mapped(), process.VP(), "velocity")
+    pictures = data.load(torch.randn(20, 1, 4, 4))
+    for shape in ((1, 4, 4), (4, 4)):
+        mapped = pictures.beside(**{beside: {"map": torch.zeros(20, *shape)}})
+        with pytest.raises(ValueError, match=r"(flip=True|augment=0.1) moves the samples and not 'map' beside them"):
+            fit(model, mapped, options(**moved), tmp_path)
+    assert not list(tmp_path.iterdir())
+    vectors = pictures.beside(targets={"row": torch.arange(20), "code": torch.zeros(20, 4)})
+    fit(model, vectors, options(steps=1, **moved), tmp_path)  # which have no place in the picture
+
+
+def test_only_pictures_are_mirrored(tmp_path):
+    with pytest.raises(ValueError, match=r"flip=True mirrors pictures \(C, H, W\); these samples have shape \(4,\)"):
+        fit(make_told(), told_data(), options(flip=True), tmp_path)
+
+
+def test_a_validation_that_does_not_fit_is_refused_before_the_first_step(tmp_path):
+    def run(validation):
+        fit(make_told(), told_data(), options(steps=1), tmp_path, validation=validation)
+
+    with pytest.raises(ValueError, match="validation has the conditions none; the data has level, text"):
+        run(data.load(torch.randn(9, 4)))
+    with pytest.raises(ValueError, match=r"validation has samples of shape \(3,\); the data has \(4,\)"):
+        run(data.load(torch.randn(9, 3)))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="validation has the conditions none; the data has class_labels"):
+        fit(make_model(), make_data(), options(steps=1), tmp_path, validation=data.load(torch.randn(9, 4)))
+
+
+def test_the_measured_error_leaves_out_what_is_missing():
+    """The error of the present fields: whatever the network says of a field that a sample lacks."""
+    dataset, model = joint_data(), make_joint("data")
+    errors = validate(model, dataset)
+    x0, there = dataset.batch(range(40))[0], torch.arange(40) % 4 != 0
+    noise = order.validation_noise(0, 40, SHAPE)
+    t = torch.full((40,), float(model.process.time(0.0)), dtype=torch.float64)
+    found = model({k: model.process.stir(x0[k], t, noise[k]) for k in x0}, t)
+    image = (found["image"] - x0["image"]).square().flatten(1).mean(1)
+    code = there * (found["code"] - x0["code"]).square().mean(1)
+    assert errors["0"] == pytest.approx(float((image + code).detach().mean()), rel=1e-4)
+
+
+def test_the_null_of_a_real_number_is_one(tmp_path):
+    """A whole number stands for classes 0 … K, and sampling would refuse 0.3."""
+    model = Denoiser(Told(), process.VP(), meta={"null": {"text": [0.0, 0.0], "level": 5}})
+    with pytest.raises(ValueError, match=r"'level' is not of whole numbers, and its null 5 is one.*write 5.0"):
+        fit(model, told_data(), options(steps=1), tmp_path)

@@ -11,7 +11,9 @@ import unstir
 from unstir import Denoiser, data, process, steer
 from unstir.interop import load_model, save_model
 from unstir.train import Objective, TrainConfig, build_model, fit, order
+from unstir.train.batch import drawer
 from unstir.train.objective import evaluate
+from unstir.train.parallel import World
 
 
 class Echo(nn.Module):
@@ -170,3 +172,15 @@ def test_a_model_that_does_not_look_is_refused(tmp_path):
         fit(make_two_heads(), make_data(), options(self_conditioning=0.5), tmp_path)
     with pytest.raises(ValueError, match=r"self_conditioning=1.5 must be a share"):
         TrainConfig("x", self_conditioning=1.5).check()
+
+
+def test_without_a_share_there_is_no_first_pass():
+    model = make_two_heads(sees_previous=True)
+    for share, drawn in ((0.0, False), (0.5, True)):
+        config = options(self_conditioning=share)
+        assert (drawer(model, make_data(), config.objective(), config, World())(0).twice is not None) == drawn
+
+
+def test_a_folder_says_what_the_model_does():
+    model = make_echo(meta={"sees_previous": True})
+    assert not Denoiser(Echo(), process.VP(), "data", sees_previous=False, meta=model.meta).meta["sees_previous"]

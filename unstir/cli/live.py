@@ -51,9 +51,9 @@ class Live:
         self.event: Mapping[str, Any] = {}
         self.picture, self.note, self._drawn, self._written = b"", "", "", float("-inf")
         self._model: Denoiser | None = None
-        self._data: data.Dataset | None = None
+        self._data: data.Dataset | data.Buckets | None = None
 
-    def watch(self, model: Denoiser, dataset: data.Dataset) -> Live:
+    def watch(self, model: Denoiser, dataset: data.Dataset | data.Buckets) -> Live:
         """Keeps a copy of the model as it is before training (a run may cut it in parts), to draw samples with."""
         self._model, self._data = copy.deepcopy(model).eval().requires_grad_(False), dataset
         return self

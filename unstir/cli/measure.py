@@ -22,6 +22,7 @@ from ..plan.sample import choose
 from ..process import Process
 from ..steer import cfg
 from ..train.config import device_of
+from ..train.validate import check_shape
 
 BATCH = 256  # samples in one network call; a sample does not depend on it but for the rounding of the network
 
@@ -118,8 +119,12 @@ def timed(
     labels: Tensor | None = None,
     on_step: Callable[[Any], None] | None = None,
     guidance: float = 1.0,
+    shape: tuple[int, ...] | None = None,
 ) -> Run:
-    """`count` samples with a plan, in batches; sample i is a function of (model, plan, seed, i, label, guidance)."""
+    """`count` samples with a plan, in batches; sample i is a function of (model, plan, seed, i, label, guidance, shape).
+
+    shape: of one sample of the network, instead of the model's own.
+    """
     seen = on_process(model, plan.process)
     if guidance != 1:
         seen = cfg(seen, guidance, null=model.meta["null"])
@@ -128,7 +133,8 @@ def timed(
         started = time.perf_counter()
         for rows in torch.arange(count).split(BATCH):
             cond = condition(model, None if labels is None else labels[rows])
-            drawn = sample(seen, plan, shape=len(rows), seed=seed, index=rows.tolist(), on_step=on_step, **cond)
+            size = len(rows) if shape is None else (len(rows), *shape)
+            drawn = sample(seen, plan, shape=size, seed=seed, index=rows.tolist(), on_step=on_step, **cond)
             parts.append(pictures(model, drawn).cpu())
         seconds = time.perf_counter() - started
     return Run(torch.cat(parts), seconds, network())
@@ -147,6 +153,19 @@ def shape_of(model: Any) -> Any:
     if not isinstance(codec, Codec):
         return model.shape
     return (codec.pixels, *(side * codec.factor for side in model.shape[1:]))
+
+
+def sized(model: Any, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of one sample of the network for pictures of (height, width). ValueError unless it takes such."""
+    codec, own = getattr(model, "codec", None), model.shape
+    if not isinstance(own, tuple) or len(own) != 3:
+        raise ValueError(f"--size {size[0]} {size[1]} is for pictures; this model makes samples of shape {own}")
+    factor = codec.factor if isinstance(codec, Codec) else 1
+    if min(size) < 1 or size[0] % factor or size[1] % factor:
+        raise ValueError(f"--size {size[0]} {size[1]} must be HEIGHT WIDTH in pixels, multiples of {factor}")
+    shape = (own[0], size[0] // factor, size[1] // factor)
+    check_shape(model, shape, {})
+    return shape
 
 
 def reference(model: Any, count: int, seed: int, calls: int, labels: Tensor | None = None) -> Tensor:

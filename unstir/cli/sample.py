@@ -17,7 +17,6 @@ from . import measure, show
 from .plan import picture
 
 SHEET = 400  # pictures on a sheet
-# in the picture's file
 PROVENANCE = (
     "model",
     "solver",
@@ -26,6 +25,7 @@ PROVENANCE = (
     "seed",
     "n",
     "guidance",
+    "size",
     "labels",
     "torch",
     "unstir",
@@ -55,6 +55,8 @@ class Options:
     """Draw this class only, by name or number."""
     labels: bool = False
     """Draw the classes in turn."""
+    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None
+    """Height and width in pixels, of a model that takes many (`unstir train --buckets`); by default the shape it saw most."""
     guidance: float = 1.0
     """Classifier-free guidance scale of the classes asked for; 1 is none, above it every evaluation is two."""
     device: str = "auto"
@@ -78,9 +80,10 @@ def run(options: Options) -> int:
     plan = measure.plan_for(model, options.solver, options.nfe, options.plan)
     wanted = [options.label] if options.label is not None else [str(c) for c in model.meta.get("classes", [])]
     labels = measure.labels_of(model, wanted, options.n) if options.labels or options.label is not None else None
+    shape = None if options.size is None else measure.sized(model, options.size)
     with show.progress(-(-options.n // measure.BATCH) * len(plan.rows), "sample") as advance:
         drawn = measure.timed(
-            model, plan, options.n, options.seed, labels, on_step=lambda step: advance(), guidance=options.guidance
+            model, plan, options.n, options.seed, labels, on_step=lambda step: advance(), guidance=options.guidance, shape=shape
         )
     sheet = _sheet(model, drawn.samples, labels)
     record = {
@@ -91,6 +94,7 @@ def run(options: Options) -> int:
         "seed": options.seed,
         "n": options.n,
         "guidance": options.guidance,
+        "size": None if options.size is None else list(options.size),
         "labels": None if labels is None else labels.tolist(),
         "seconds": drawn.seconds,
         "network_seconds": drawn.network,

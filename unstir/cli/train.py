@@ -26,6 +26,8 @@ class Options(TrainConfig):
 
     unstir train PHOTOS --size 64 --codec out/autoencoder --out out/model
 
+    unstir train PHOTOS --size 256 --buckets 64
+
     unstir train --config run.yaml --lr 1e-3
 
     unstir train --resume --out out/train

@@ -1,6 +1,6 @@
 """Data to learn from: picture folders, arrays, bundled real data, pairs; single pictures and sounds. `load` finds out which."""
 
-from .buckets import Buckets, bucket_sizes, load_buckets
+from .buckets import Buckets, bucket_sizes, load_buckets, parts_of
 from .dataset import Dataset
 from .fields import Fields
 from .load import BUNDLED, load
@@ -21,6 +21,7 @@ __all__ = [
     "load",
     "load_buckets",
     "load_pairs",
+    "parts_of",
     "read_picture",
     "read_wav",
     "resample",

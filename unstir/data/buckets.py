@@ -2,11 +2,13 @@
 
 A picture goes to the bucket whose ratio of sides is nearest to its own (in logarithm), is scaled to cover it and loses what
 stands out on two sides. A batch comes from one bucket. Which bucket and which rows batch k has is a function of
-(seed, k) alone, so a run can be resumed, or shared by any number of processes, without a state.
+(seed, k) alone, so a run can be resumed, or shared by any number of processes, without a state: `train.fit` takes
+buckets where it takes a data set.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,7 +21,9 @@ from torch import Tensor
 
 from .._random import mix
 from .dataset import Dataset
+from .fields import Fields
 from .images import PICTURES, folder_labels, gather, is_grey, on_disk, require_pillow
+from .pairs import Pairs
 
 _CYCLE, _ROWS = 1, 2
 
@@ -55,16 +59,23 @@ class Buckets:
     """Data sets of one shape each; `batch(seed, k, size)` is the k-th batch of a run.
 
     parts: a `Dataset` a bucket, with the same classes.  skipped: (file, reason) of every file that could not be used.
+    shape: that of the bucket with the most pictures (the first of them);  shapes: one a bucket, in the order of the parts.
     """
 
     def __init__(self, parts: Sequence[Dataset], name: str = "buckets", skipped: Sequence[tuple[str, str]] = ()) -> None:
         if not parts:
             raise ValueError(f"{name} has no buckets; give at least one data set")
         for part in parts:
+            if isinstance(part, Fields | Pairs):
+                raise ValueError(f"{part.name} holds {type(part).__name__.lower()}; buckets are of samples that are one tensor")
             if part.classes != parts[0].classes or part.shape[0] != parts[0].shape[0]:
                 raise ValueError(f"{part.name} and {parts[0].name} differ in their classes or channels; buckets share both")
+            if part.condition_names != parts[0].condition_names:
+                raise ValueError(f"{part.name} and {parts[0].name} differ in their named conditions; buckets share them")
         self.parts, self.name, self.skipped = tuple(parts), name, tuple(skipped)
         self.classes, self.shapes = parts[0].classes, tuple(part.shape for part in parts)
+        self.shape = max(parts, key=len).shape
+        self.range = min(part.range[0] for part in parts), max(part.range[1] for part in parts)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -94,12 +105,44 @@ class Buckets:
         bucket, rows = self.rows(seed, k, size)
         return self.parts[bucket].batch(rows[part])
 
+    def split(self, held_out: int, seed: int = 0) -> tuple[Buckets, Buckets]:
+        """(the rest, `held_out` pictures), chosen by a hash of (seed, picture) from all buckets; empty buckets are left out."""
+        if not 0 < held_out < len(self):
+            raise ValueError(f"held_out={held_out} must be between 1 and {len(self) - 1} for {len(self)} pictures")
+        out = set(sorted(range(len(self)), key=lambda i: mix(seed, i))[:held_out])
+        first, found = 0, ([], [])
+        for part in self.parts:
+            for place, chosen in enumerate(found):
+                rows = [i for i in range(len(part)) if (first + i in out) == bool(place)]
+                if rows:
+                    chosen.append(part.subset(rows))
+            first += len(part)
+        rest, test = found
+        return Buckets(rest, f"{self.name} (train)", self.skipped), Buckets(test, f"{self.name} (test)", self.skipped)
+
+    def std(self, limit: int = 1024) -> float:
+        """Standard deviation of all values of up to `limit` evenly spaced pictures, of every bucket its share."""
+        count, total, squares = 0, 0.0, 0.0
+        for part in self.parts:
+            x = part._read(part._spaced(max(1, limit * len(part) // len(self)))).double()
+            count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
+        return math.sqrt(max(0.0, squares - total**2 / count) / max(1, count - 1))
+
+    def fingerprint(self) -> str:
+        """A short hash of the buckets' own, see `Dataset.fingerprint`."""
+        return hashlib.sha256(" ".join(part.fingerprint() for part in self.parts).encode()).hexdigest()[:16]
+
     def describe(self) -> str:
         """One line: how many pictures in how many buckets, and the fullest ones."""
         full = sorted(self.parts, key=len, reverse=True)[:3]
         most = ", ".join(f"{p.shape[2]}×{p.shape[1]} ({len(p)})" for p in full)
         skipped = f", {len(self.skipped)} skipped (first: {': '.join(self.skipped[0])})" if self.skipped else ""
         return f"{self.name}: {len(self)} pictures in {len(self.parts)} buckets, most in {most}{skipped}"
+
+
+def parts_of(dataset: Dataset | Buckets) -> tuple[Dataset, ...]:
+    """The data sets of one shape that this one consists of: the buckets, or itself."""
+    return dataset.parts if isinstance(dataset, Buckets) else (dataset,)
 
 
 @lru_cache(maxsize=4)
@@ -158,9 +201,7 @@ def load_buckets(
             continue
         members.setdefault(nearest((height, width), sizes), []).append(i)
     if not members:
-        raise ValueError(
-            f"folder={str(folder)!r}: none of {len(files)} pictures can be read; the first: {': '.join(skipped[0])}"
-        )
+        raise _unreadable(folder, len(files), skipped)
     depth, found = channels or (1 if grey else 3), []
     for number, numbers in sorted(members.items()):
         pictures = [on_disk(files[i], folder) for i in numbers]
@@ -173,9 +214,7 @@ def load_buckets(
         found.append(([numbers[k] for k in part.kept], part))
     kept = sorted(i for numbers, _ in found for i in numbers)
     if not kept:
-        raise ValueError(
-            f"folder={str(folder)!r}: none of {len(files)} pictures can be read; the first: {': '.join(skipped[0])}"
-        )
+        raise _unreadable(folder, len(files), skipped)
     target, classes = folder_labels(folder, [files[i] for i in kept], labels)
     at = {number: place for place, number in enumerate(kept)}
     parts = [

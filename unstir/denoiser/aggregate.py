@@ -112,10 +112,10 @@ class Aggregate:
     def state(self, values: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
         """x0 (B, *shape) of values by name; what is missing, or where present[name] (B,) is False, has its null code."""
         self.check(values)
-        count = len(next(iter(values.values())))
+        first = next(iter(values.values()))
         total: Any = 0
         for name, modality in self.modalities.items():
-            code = modality.null.expand(count, *self.shape)
+            code = modality.null.to(first.device).expand(len(first), *self.shape)
             if name in values:
                 own = modality.encode(values[name])
                 there = None if present is None else present.get(name)
@@ -161,21 +161,20 @@ class Joint(Denoiser):
         self.aggregate = aggregate
         self._wants_ctx = True  # to hand out the heads
 
-    def heads(self, x: Tensor, t: Any, **cond: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(D, outputs of the heads). ValueError names a head that the network did not return."""
-        data, extras = self.outputs(x, t, **cond)
+    def heads(self, x: Tensor, t: Any, ctx: Any = None, **cond: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(D, outputs of the heads), which a run is given. ValueError names a head that the network did not return."""
+        data, extras = self.outputs(x, t, ctx, **cond)
         found = {name: value for extra in extras for name, value in extra.items()}
         missing = [name for name in self.aggregate.modalities if name not in found]
         if missing:
             raise ValueError(f"the network returned no {', '.join(missing)}: each modality needs a head (nets.MultiHead)")
+        if ctx is not None:
+            ctx.give(**found)
         return data, found
 
     def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Tensor:
         """D(x, t); a run is given what the heads say."""
-        data, found = self.heads(x, t, **cond)
-        if ctx is not None:
-            ctx.give(**found)
-        return data
+        return self.heads(x, t, ctx, **cond)[0]
 
     def known(self, scale: float = 1.0, **values: Tensor) -> Known:
         """The denoiser given some modalities, D = D_u + scale (D_known − D_u); scale 1 is the replacement itself."""
@@ -192,8 +191,6 @@ class Known(nn.Module):
         self.process, self.shape = model.process, model.shape
 
     def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Tensor:
-        data, heads = self.model.heads(x, t, **cond)
-        if ctx is not None:
-            ctx.give(**heads)
+        data, heads = self.model.heads(x, t, ctx, **cond)
         found = self.model.aggregate.expected(heads, self.values).to(x.dtype)
         return found.expand_as(x) if self.scale == 1 else data + self.scale * (found - data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .inner import Steered, call
+from .parts import nested
 
 
 class Chunked(nn.Module):
@@ -29,28 +31,45 @@ class Chunked(nn.Module):
         self.sees_anchor = getattr(model, "sees_anchor", False)
 
     def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Any:
-        """D(x, t), piece by piece; every piece has its own memory of the run, and the random numbers of its samples."""
+        """D(x, t), piece by piece; every piece has what the run remembers of its samples, and their random numbers."""
         batch = len(x)
+        before = {} if ctx is None else ctx.run.memory.get(self, {})
 
         def piece(value: Any, part: slice) -> Any:
-            whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-            return value[part] if whole else value
+            return nested(lambda u: u[part] if u.ndim > 0 and len(u) == batch else u, value)
 
-        outs, given = [], []
-        for i in range(0, batch, self.size):
-            part = slice(i, i + self.size)
+        outs, given, memories = [], [], []
+        parts = [slice(i, min(i + self.size, batch)) for i in range(0, batch, self.size)]
+        for part in parts:
             here = ctx
             if ctx is not None:
-                memory = ctx.run.memory.setdefault((self, i), {})
-                run = replace(ctx.run, keys=ctx.run.keys[part], memory=memory, aux={})
+                run = replace(ctx.run, keys=ctx.run.keys[part], memory=piece(before, part), aux={})
                 here = replace(ctx, x=piece(ctx.x, part), run=run)
             outs.append(call(self.model, x[part], piece(t, part), here, {k: piece(v, part) for k, v in cond.items()}))
-            given.append({} if here is None else here.run.aux)
-        if ctx is not None and given[0]:
-            ctx.give(**{name: torch.cat([aux[name] for aux in given]) for name in given[0]})
+            if here is not None:
+                given.append(here.run.aux)
+                memories.append(here.run.memory)
+        if ctx is not None:
+            if given[0]:
+                ctx.give(**{name: torch.cat([aux[name] for aux in given]) for name in given[0]})
+            if memories[0]:
+                ctx.run.memory[self] = _joined(memories, [part.stop - part.start for part in parts])
         if type(outs[0]) is Steered:
             return Steered(torch.cat([o.data for o in outs]), torch.cat([o.base for o in outs]), outs[0].carry)
         return torch.cat(outs)
+
+
+def _joined(pieces: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """What all pieces remember: tensors with one entry a sample end to end, of anything else that of the first piece."""
+    first = pieces[0]
+    if isinstance(first, Tensor):
+        own = all(piece.ndim > 0 and len(piece) == size for piece, size in zip(pieces, sizes, strict=True))
+        return torch.cat(list(pieces)) if own else first
+    if type(first) in (tuple, list):
+        return type(first)(_joined(each, sizes) for each in zip(*pieces, strict=True))
+    if isinstance(first, dict):
+        return {key: _joined([piece[key] for piece in pieces], sizes) for key in first}
+    return first
 
 
 def chunked(model: Any, size: int) -> Chunked:

@@ -93,8 +93,8 @@ class Denoiser(nn.Module):
         if frame is not None:
             self.meta["frame"] = frame  # which model folders keep
         self.sees_previous = bool(self.meta.get("sees_previous") if sees_previous is None else sees_previous)
-        if self.sees_previous:
-            self.meta["sees_previous"] = True
+        if self.sees_previous or "sees_previous" in self.meta:
+            self.meta["sees_previous"] = self.sees_previous
         beside = {"anchor": sees_anchor, "previous": self.sees_previous}
         self._joins = [name for name, seen in beside.items() if seen and not accepts(network, name, any_keyword=True)]
         self._names_ctx = accepts(network, "ctx")
@@ -160,8 +160,19 @@ class Denoiser(nn.Module):
             self._decoders[key] = known
         return known
 
-    def outputs(self, x: Any, t: Tensor | float, **cond: Any) -> tuple[Any, tuple[Any, ...]]:
-        """(D, extras): the data prediction and whatever else the network returned."""
+    def outputs(self, x: Any, t: Tensor | float, ctx: Any = None, **cond: Any) -> tuple[Any, tuple[Any, ...]]:
+        """(D, extras): the data prediction and whatever else the network returned; ctx: of a run, see `forward`."""
+        if ctx is not None and self._names_ctx:
+            cond["ctx"] = ctx
+        if ctx is None or not self.sees_previous:
+            return self._outputs(x, t, cond)
+        memory, key = ctx.run.memory, (self, ctx.branch)  # a run's own, permuted with its samples
+        cond.setdefault("previous", memory.get(key))
+        data, extras = self._outputs(x, t, cond)
+        memory[key] = data
+        return data, extras
+
+    def _outputs(self, x: Any, t: Tensor | float, cond: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
         if type(x) is dict:
             return self._leaves(x, t, cond)
         m, n, time, scale = self._at(t, x)
@@ -175,7 +186,7 @@ class Denoiser(nn.Module):
         return (data if self.clip is None else data.clamp(*self.clip)), extras
 
     def _leaves(self, x: dict[str, Tensor], t: Tensor | float, cond: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-        """`outputs` of a dict state: every leaf is stirred by the one process, to the one time."""
+        """`_outputs` of a dict state: every leaf is stirred by the one process, to the one time."""
         if self.process.anchored or isinstance(t, Mapping):
             raise ValueError("a dict state needs a process without an anchor and one time for all leaves")
         like = next(iter(x.values()))
@@ -186,17 +197,11 @@ class Denoiser(nn.Module):
         return (data if self.clip is None else {k: v.clamp(*self.clip) for k, v in data.items()}), extras
 
     def forward(self, x: Any, t: Tensor | float, ctx: Any = None, **cond: Any) -> Any:
-        """The data prediction D(x, t), of x's shape and dtype. The row context goes to a network that asks for it."""
-        if ctx is None:
-            return self.outputs(x, t, **cond)[0]
-        if self._names_ctx:
-            cond["ctx"] = ctx
-        if not self.sees_previous:
-            return self.outputs(x, t, **cond)[0]
-        memory, key = ctx.run.memory, (self, ctx.branch)  # a run's own, permuted with its samples
-        cond.setdefault("previous", memory.get(key))
-        data = memory[key] = self.outputs(x, t, **cond)[0]
-        return data
+        """The data prediction D(x, t), of x's shape and dtype.
+
+        The row context goes to a network that asks for it; of a run, a network that `sees_previous` is given the last D.
+        """
+        return (self._outputs(x, t, cond) if ctx is None else self.outputs(x, t, ctx, **cond))[0]  # a row counts in µs
 
     def on(self, process: Process) -> ConvertedDenoiser:
         """This model as a denoiser of another process.

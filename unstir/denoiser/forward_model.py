@@ -142,7 +142,7 @@ class ForwardModelDenoiser(Denoiser):
 
     def forward(self, x: Tensor, t: Tensor | float, ctx: Any = None, **cond: Any) -> Tensor:
         """D(x, t); a run is given the signal, too."""
-        data, (found,) = self.outputs(x, t, **cond)
+        data, (found,) = self.outputs(x, t, ctx, **cond)
         if ctx is not None:
             ctx.give(**found)
         return data

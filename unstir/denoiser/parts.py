@@ -49,6 +49,15 @@ def tree(function: Callable[..., Any], x: Any, *others: Any) -> Any:
     return function(x, *others)
 
 
+def nested(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """`function` on every tensor in tuples, lists and dicts, at any depth; anything else as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in (tuple, list):
+        return type(value)(nested(function, part) for part in value)
+    return {key: nested(function, part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
 def combine(terms: Sequence[tuple[Any, Tensor]]) -> Tensor:
     """Σ w · x over (w, x) pairs with weights that are numbers or broadcasting tensors.
 

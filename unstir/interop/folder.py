@@ -4,6 +4,7 @@
     model.safetensors    the weights
     ema.safetensors      averaged weights (optional; then the ones that are loaded)
     plans/<nfe>.json     sampling plans made for this model (optional)
+    codec/               of a model of latents: the autoencoder that makes pictures of its samples (`unstir.codecs`)
 
 A network is named as "package:Class" and only classes of a few known packages are ever imported, so
 a folder from a stranger can build networks but not run code. Your own class is given as network=.
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import codecs
 from .._files import atomic_folder, read_json, read_tensors, settle, write_json, write_tensors
 from ..denoiser import TIMES, Denoiser
+from ..denoiser.parts import tree
 from ..nets import default_condition
 from ..process import from_spec
 from ..train.checkpoint import load_weights
@@ -29,7 +32,7 @@ from ..train.config import device_of
 FORMAT, VERSION = "unstir-model", 1
 PACKAGES = ("diffusers", "unstir.nets", "monai", "torch_geometric")
 MODELS = Path(__file__).parent.parent / "models"
-BUNDLED = ("digits",)
+BUNDLED = ("digits", "cifar10")
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "network": dict,
     "process": dict,
@@ -76,7 +79,7 @@ def save_model(
         "time": model.time,
         "sees_anchor": model.sees_anchor,
         "clip": None if model.clip is None else list(model.clip),
-        "shape": None if model.shape is None else list(model.shape),
+        "shape": None if model.shape is None else tree(list, model.shape),
         "meta": model.meta,
     }
     with atomic_folder(folder) as new:
@@ -84,6 +87,9 @@ def save_model(
         write_tensors(new / "model.safetensors", _cast(network.state_dict(), dtype))
         if ema_weights is not None:
             write_tensors(new / "ema.safetensors", _cast(ema_weights, dtype))
+        if isinstance(model.codec, codecs.Codec):
+            (new / "codec").mkdir()
+            codecs.write(model.codec, new / "codec")
         for nfe, plan in (model.plans if plans is None else plans).items():
             (new / "plans").mkdir(exist_ok=True)
             plan.save(new / "plans" / f"{int(nfe)}.json")
@@ -136,12 +142,14 @@ def load_model(
             sigma_data=config["sigma_data"],
             sees_anchor=config["sees_anchor"],
             clip=None if config.get("clip") is None else tuple(config["clip"]),
-            shape=None if config.get("shape") is None else tuple(config["shape"]),
+            shape=config.get("shape"),
             meta=config["meta"],
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config_file}: {' '.join(str(error).split())}") from None
     model.plans = _plans(folder / "plans")
+    if (folder / "codec").is_dir():
+        model.codec = codecs.load(folder / "codec")
     return model.to(device).eval()
 
 

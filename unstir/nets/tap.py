@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +28,13 @@ class Tapped(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, **cond: Any) -> tuple[Any, dict[str, Tensor]]:
         kept: list[Any] = []
-        hook = self.network.get_submodule(self.where).register_forward_hook(lambda part, given, out: kept.append(out))
+        thread = get_ident()
+
+        def keep(part: nn.Module, given: Any, out: Any) -> None:
+            if get_ident() == thread:  # a call in another thread has a hook of its own
+                kept.append(out)
+
+        hook = self.network.get_submodule(self.where).register_forward_hook(keep)
         try:
             raw, _ = split_output(self.network(x, time, **cond))
         finally:

@@ -52,6 +52,7 @@ def sample(
         default, or a seed of its own if seed is a sequence. A sample therefore does not depend on
         the batch it is drawn in, nor on the device. In float64 the noise is another one than in float32
         (which half types draw in): to compare the two, give x= and noise=.
+        Index ~i is the twin of i: the same noise with the other sign, start and rows alike.
     hooks: see `unstir.plan.hooks`; those that the model brings along (`model.hooks`) run first.
     anchor: y of an anchored process.
     noise: {row: tensor} or row -> tensor, used instead of drawn noise; `unstir.brownian` gives plans of any length one path.

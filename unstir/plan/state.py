@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._calls import Calls
 from .._random import child, sample_keys
+from ..denoiser.parts import nested
 from ..process.frames import enter, leave
 from .joint import JointPlan
 
@@ -45,7 +46,7 @@ class State:
     def permute(self, perm: Tensor) -> None:
         """Reorder the samples of the history, of aux, of what transforms remember, and of every hook with an `index` method."""
         self.history = {i: tree_map(lambda f: f[perm.to(f.device)], value) for i, value in self.history.items()}
-        self.memory = {owner: _reordered(value, perm) for owner, value in self.memory.items()}
+        self.memory = _reordered(self.memory, perm)
         self.aux = _reordered(self.aux, perm)
         for hook in self.hooks:
             if hasattr(hook, "index"):
@@ -98,11 +99,7 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 def _reordered(value: Any, perm: Tensor) -> Any:
     """`value` with every tensor in it that has one entry a sample reordered."""
-    if isinstance(value, Tensor):
-        return value[perm.to(value.device)] if value.ndim and len(value) == len(perm) else value
-    if type(value) in (tuple, list):
-        return type(value)(_reordered(part, perm) for part in value)
-    return {key: _reordered(part, perm) for key, part in value.items()} if isinstance(value, dict) else value
+    return nested(lambda u: u[perm.to(u.device)] if u.ndim and len(u) == len(perm) else u, value)
 
 
 def _copied(memory: Any) -> Any:
@@ -200,6 +197,8 @@ def full_shape(model: Any, shape: Any) -> Any:
         own = getattr(model, "shape", None)
         if own is None:
             raise ValueError(f"shape={shape}: this model does not know its sample shape; give the full (batch, …)")
+        if isinstance(own, Mapping):
+            return {name: full_shape(None, (shape, *size)) for name, size in own.items()}
         shape = (shape, *own)
     try:
         full: tuple[int, ...] = tuple(int(n) for n in shape)  # type: ignore[union-attr]

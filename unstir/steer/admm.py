@@ -189,8 +189,11 @@ class _Consistency:
         self.process, self.operator, self.y, self.terms, self.warm, self.steps = process, operator, y, terms, warm, steps
         self._sizes: dict[tuple[int, ...], float] = {}
 
-    def move(self, x: Tensor, ctx: Context | None) -> Tensor:
-        """x after this row's iterations; s and w lie in the run's memory, which resampling permutes and a `State` keeps."""
+    def move(self, x: Tensor, ctx: Context | None, branch: str = "") -> Tensor:
+        """x after this row's iterations; s and w lie in the run's memory, which resampling permutes and a `State` keeps.
+
+        branch: of guidance around it, each of which has its own.
+        """
         shape = tuple(x.shape[1:])
         if len(self.y) not in (1, len(x)):
             raise ValueError(f"y has {len(self.y)} measurements for a batch of {len(x)}; give one for all or one per sample")
@@ -202,7 +205,8 @@ class _Consistency:
             self._sizes[shape] = measured_norm(self.operator, exact)
         y = self.y.to(exact).expand(len(x), *self.y.shape[1:])
         memory = ctx.run.memory if ctx is not None and self.warm else {}
-        moved, memory[self] = admm(self.operator, y, self.terms, exact, memory.get(self), size=self._sizes[shape], **self.steps)
+        key = (self, branch)
+        moved, memory[key] = admm(self.operator, y, self.terms, exact, memory.get(key), size=self._sizes[shape], **self.steps)
         return moved.to(x)
 
     def on_row(self, ctx: Context, x: Tensor) -> Tensor | None:
@@ -262,8 +266,9 @@ def admm_consistency(
         return Transform(lambda x, t, ctx, cond: evaluate(model, x, t, ctx, cond), model, hooks=(step,))
 
     def rule(x: Tensor, t: Tensor | float, ctx: Context | None, cond: dict[str, Any]) -> Any:
+        branch = ctx.branch if ctx is not None else ""  # guidance inside leaves its last one
         data = evaluate(model, x, t, ctx, cond)
-        moved = step.move(data, ctx)
+        moved = step.move(data, ctx, branch)
         return moved if carry == "data" else Steered(moved, data, carry)
 
     return Transform(rule, model)

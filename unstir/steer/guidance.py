@@ -145,7 +145,11 @@ def apg(
         raise ValueError(f"cap={cap} must be > 0")
 
     def rule(x: Tensor, t: Tensor | float, ctx: Context | None, cond: dict[str, Any]) -> Tensor:
+        if ctx is not None:
+            ctx.branch = "conditional"
         sharp = evaluate(model, x, t, ctx, cond)
+        if ctx is not None:
+            ctx.branch = "unconditional"
         delta = sharp - evaluate(model, x, t, ctx, {**cond, **null})
         if momentum and ctx is not None:
             level = float(float64(t).flatten()[0])

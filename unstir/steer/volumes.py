@@ -20,6 +20,7 @@ from .._random import child
 from ..denoiser import chunked
 from ..denoiser.denoiser import accepts
 from ..denoiser.inner import Steered, call
+from ..denoiser.parts import nested
 from .operators import Spectral, is_linear, is_spectral
 from .operators.derive import singular
 
@@ -67,14 +68,20 @@ class SliceWise(nn.Module):
                 return fold(value, self.axis)
             return value.repeat_interleave(count, 0) if len(value) == batch else value
 
+        def together(value: Any) -> Any:  # one entry a volume, which follows it where samples are permuted
+            return nested(lambda u: u.unflatten(0, (batch, count)) if u.ndim and len(u) == batch * count else u, value)
+
         here = None
         if ctx is not None and accepts(self.model, "ctx"):
             keys = [child(key, k) for key in ctx.run.keys for k in range(count)]
-            run = replace(ctx.run, keys=keys, memory=ctx.run.memory.setdefault(self, {}), aux={})
-            here = replace(ctx, x=cut(ctx.x), run=run)
+            known = ctx.run.memory.get(self, {})
+            memory = nested(lambda u: u.flatten(0, 1) if u.shape[:2] == (batch, count) else u, known)
+            here = replace(ctx, x=cut(ctx.x), run=replace(ctx.run, keys=keys, memory=memory, aux={}))
         out = call(self.model, fold(x, self.axis), cut(t), here, {k: cut(v) for k, v in cond.items()})
-        if ctx is not None and here is not None and here.run.aux:
-            ctx.give(**{name: value.unflatten(0, (batch, count)) for name, value in here.run.aux.items()})
+        if ctx is not None and here is not None:
+            ctx.give(**together(here.run.aux))
+            if here.run.memory:
+                ctx.run.memory[self] = together(here.run.memory)
         if type(out) is Steered:
             return Steered(unfold(out.data, batch, self.axis), unfold(out.base, batch, self.axis), out.carry)
         return unfold(out, batch, self.axis)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._random import PRIOR, draw, mix, sample_keys
+from .._random import PRIOR, child, draw, mix, sample_keys
 from ..plan import Plan, sample
 from ..process.base import expand
 
@@ -72,7 +72,7 @@ def noise_at(keys: Sequence[int], stream: int, shape: Sequence[int], top: int = 
     channels, height, width = shape
     rows, columns = range(top // BLOCK, -(-(top + height) // BLOCK)), range(left // BLOCK, -(-(left + width) // BLOCK))
     field = torch.cat(
-        [torch.cat([draw([mix(k, i, j) for k in keys], (channels, BLOCK, BLOCK), stream) for j in columns], 3) for i in rows],
+        [torch.cat([draw([child(k, i, j) for k in keys], (channels, BLOCK, BLOCK), stream) for j in columns], 3) for i in rows],
         2,
     )
     y, x = top - rows.start * BLOCK, left - columns.start * BLOCK

@@ -65,7 +65,7 @@ class Auxiliary(NamedTuple):
     @property
     def described(self) -> float | str:
         """The weight as an identity of a run keeps it; "λ" for a function."""
-        return "λ" if callable(self.weight) else self.weight
+        return "λ" if callable(self.weight) else self.weight if isinstance(self.weight, str) else float(self.weight)
 
     def task(self, name: str, record: Record) -> Task:
         """w(λ) ℓ of a batch. ValueError unless ℓ has one value a sample."""

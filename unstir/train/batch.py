@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..data import Dataset, Fields, Pairs
+from ..data import Buckets, Dataset, Fields, Pairs, parts_of
 from ..denoiser import Denoiser
 from ..denoiser.parts import tree
 from . import augment, order
@@ -85,17 +85,27 @@ class Conditions:
         return {k: drop({k: v}, self.null, lost[k])[k] if k in lost and k in self.null else v for k, v in cond.items()}
 
 
+def chosen(source: Dataset | Buckets, seed: int, images: range, part: slice) -> tuple[int, list[int]]:
+    """(which bucket, its rows) that a part of a batch sees; bucket 0 of a data set of one shape."""
+    if isinstance(source, Buckets):
+        bucket, rows = source.rows(seed, images.start // len(images), len(images))
+        return bucket, rows[part]
+    return 0, order.rows(len(source), seed, images[part])
+
+
 def drawer(
-    model: Denoiser, dataset: Dataset, objective: Objective, config: TrainConfig, world: World
+    model: Denoiser, source: Dataset | Buckets, objective: Objective, config: TrainConfig, world: World
 ) -> Callable[[int], Batch]:
-    """n -> this process's part of the batch of images n … n + B − 1."""
-    conditions = Conditions(model, dataset, objective.cond_dropout)
+    """n -> this process's part of the batch of images n … n + B − 1, all of one shape."""
+    parts = parts_of(source)
+    their_conditions = [Conditions(model, part, objective.cond_dropout) for part in parts]
 
     def draw(n: int) -> Batch:
         images, seed = range(n, n + config.batch), config.seed
         part = world.part(images)
         own = images[part]
-        rows = order.rows(len(dataset), seed, images if config.pairing != "none" else own)
+        bucket, rows = chosen(source, seed, images, slice(None) if config.pairing != "none" else part)
+        dataset, conditions = parts[bucket], their_conditions[bucket]
         x0: Any = dataset.batch(rows)[0]
         noise = order.noise(seed, images if config.pairing != "none" else own, dataset.shape, model.process)
         if config.pairing != "none":
@@ -113,7 +123,7 @@ def drawer(
             y = dataset.anchors(rows)
             cond["anchor"] = y if mirrored is None else flipped(y, mirrored)
         present = dataset.present(rows) if isinstance(dataset, Fields) else {}
-        again = order.twice(seed, own, config.self_conditioning) if model.sees_previous else None
+        again = order.twice(seed, own, config.self_conditioning) if config.self_conditioning else None
         return Batch(x0, noise, t, cond, dataset.targets(rows), present, again)
 
     return draw

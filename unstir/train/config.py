@@ -32,6 +32,8 @@ class TrainConfig:
     """Folder of the run: log.jsonl, checkpoints/, and the model folder model/."""
     size: int | None = None
     """Crop and resize pictures to size × size (pairs: cut them into such windows, without resizing)."""
+    buckets: int = 0
+    """Keep a folder's pictures upright or wide: sizes of about size² (512²) pixels, sides multiples of so many; 0: off."""
     channels: int | None = None
     """1 (grey) or 3 (colour); by default what the pictures have."""
     labels: str = "auto"
@@ -86,7 +88,10 @@ class TrainConfig:
     """Learn the classes, if the data has any."""
     cond_dropout: float = 0.1
     """Share of images trained without their class, for guidance and for unconditional sampling."""
-    preset: Literal["tiny", "small", "base", "large"] = "small"
+    preset: Literal[
+        "tiny", "small", "base", "large", "dit-tiny", "dit-small", "dit-base", "dit-large",
+        "switch-dit-tiny", "switch-dit-small", "switch-dit-base", "switch-dit-large",
+    ] = "small"  # fmt: skip
     """Size of the built-in network."""
     device: str = "auto"
     """cpu, cuda, mps, …; auto takes CUDA if there is one."""
@@ -130,10 +135,12 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
-        for name in ("workers", "keep_best"):
+        for name in ("workers", "keep_best", "buckets"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name}={value!r} must be a whole number, at least 0")
+        if self.buckets and self.pairs:
+            raise ValueError(f"buckets={self.buckets} is for a folder of pictures; pairs are cut into windows (size)")
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
         for std in self.ema_std:
@@ -188,8 +195,10 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What changed between two identities, "lr 0.001 → 0.002, batch 64 → 128": empty if nothing did."""
     # An option that was not there when the run began had what is now its default.
     default = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields(TrainConfig)}
-    before = {name: value for name, value in default.items() if name not in _BOOKKEEPING} | before
-    changed = [n for n in [*default, "dataset", "auxiliary"] if n not in _BOOKKEEPING and before.get(n) != now.get(n)]
+    old = {name: value for name, value in default.items() if name not in _BOOKKEEPING}
+    before = old | {"objective": now.get("objective")} | before  # which the first runs did not keep
+    names = [n for n in (*default, "dataset", "objective", "auxiliary") if n not in _BOOKKEEPING]
+    changed = [n for n in names if before.get(n) != now.get(n)]
     return ", ".join(f"{n} {before.get(n)} → {now.get(n)}" for n in changed)
 
 

@@ -17,7 +17,8 @@ from .progress import Event, Listener, bar
 from .routing import routing_prior
 from .trainer import Result, fit
 
-Watch = Callable[[Denoiser, data.Dataset], Listener]
+Data = data.Dataset | data.Buckets
+Watch = Callable[[Denoiser, Data], Listener]
 
 
 def train(config: TrainConfig, *, show: bool = True, watch: Sequence[Watch] = (), codec: str | Path | None = None) -> Result:
@@ -79,12 +80,18 @@ def _keep_options(config: TrainConfig, codec: Any = None) -> Listener:
     return keep
 
 
-def _load(config: TrainConfig) -> tuple[data.Dataset, data.Dataset]:
+def _load(config: TrainConfig) -> tuple[Data, Data]:
     """(data to train on, data to validate on)."""
     if config.pairs:
         pairs: dict[str, Any] = {"size": config.size, "channels": config.channels}
         training = data.load_pairs(config.pairs, **pairs, split=config.split)
         return training, data.load_pairs(config.pairs, **pairs, split="test") if config.split == "train" else training
+    if config.buckets:
+        if not Path(config.data).is_dir():
+            raise ValueError(f"buckets={config.buckets} sorts a folder of pictures by their shapes; {config.data!r} is none")
+        side = {} if config.size is None else {"side": config.size}
+        whole = data.load_buckets(config.data, **side, step=config.buckets, channels=config.channels, labels=config.labels)
+        return whole.split(max(1, round(len(whole) / 6))) if config.split == "train" else (whole, whole)
     options: dict[str, Any] = {"size": config.size, "channels": config.channels, "labels": config.labels}
     training = data.load(config.data, **options, split=config.split)
     return training, data.load(config.data, **options, split="test") if config.split == "train" else training

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..data import Dataset, Pairs
+from ..data import Buckets, Dataset, Pairs
 from ..denoiser import Denoiser
 from ..nets import AugmentedUNet, DiT, SwitchDiT, default_condition
 from ..process import EDM, OUVE, RDDM, VE, VP, BrownianBridge, Cosine, Flow, MeanReverting, Process, ResShift, SubVP
@@ -123,11 +123,12 @@ def _transformer(shape: tuple[int, ...], classes: int, preset: str, beside: int)
 
 def _check_sides(shape: tuple[int, ...], step: int) -> None:
     if shape[1] % step or shape[2] % step:
-        raise ValueError(f"shape={shape}: height and width must be multiples of {step}; load the data with size=")
+        wanted = f"multiples of {step}; load the data with size= (--buckets {step})"
+        raise ValueError(f"shape={shape}: height and width must be {wanted}")
 
 
 def build_model(
-    dataset: Dataset,
+    dataset: Dataset | Buckets,
     *,
     process: str | Process = "vp",
     predicts: str = "edm",
@@ -142,7 +143,8 @@ def build_model(
 
     σ_data is measured. The network is told 1000 t, or λ for the process "edm", whose clock is σ
     itself and would crowd all small noise at 0. For `data.Pairs` (and an anchored process, and only there) it
-    works in the residual frame, sees the anchor, and σ_data is that of x0 − y.
+    works in the residual frame, sees the anchor, and σ_data is that of x0 − y. For `data.Buckets` the model's shape is that of
+    the fullest bucket, and its meta lists all "shapes", the fullest first.
 
     self_conditioning: the network sees its estimate of the call before.   augment: it is told how pictures were moved.
     """
@@ -159,7 +161,9 @@ def build_model(
     meta: dict[str, Any] = {"data": dataset.describe(), "range": list(dataset.range)}
     if classes:
         meta |= {"classes": list(classes), "null": {"class_labels": len(classes)}}
-    if paired and dataset.sound is not None:
+    if isinstance(dataset, Buckets):
+        meta["shapes"] = [list(part.shape) for part in sorted(dataset.parts, key=len, reverse=True)]
+    if isinstance(dataset, Pairs) and dataset.sound is not None:
         meta["sound"] = dataset.sound.spec()
     return Denoiser(
         network or build_network(dataset.shape, len(classes), preset, seed, paired + self_conditioning, augment),
@@ -175,7 +179,7 @@ def build_model(
     )
 
 
-def check_pairs(process: Process, dataset: Dataset) -> None:
+def check_pairs(process: Process, dataset: Dataset | Buckets) -> None:
     """ValueError unless an anchored process meets pairs, and any other process samples."""
     if process.anchored and not isinstance(dataset, Pairs):
         raise ValueError(f"{process!r} is anchored: it learns from pairs (--pairs LQ GT), not from {dataset.name}")

@@ -161,6 +161,24 @@ class Objective:
         if self.uncertainty not in KINDS:
             raise ValueError(f"uncertainty={self.uncertainty!r} is unknown; one of {', '.join(KINDS)}")
         object.__setattr__(self, "auxiliary", auxiliaries(self.auxiliary, (DATA, *self.fields)))
+        weights = {**self.fields, **{name: auxiliary.weight for name, auxiliary in self.auxiliary.items()}}
+        for name, w in weights.items():
+            if self.uncertainty != "none" and not callable(w) and w == 0:  # s would fall for ever, until e^{−s} overflows
+                raise ValueError(
+                    f"uncertainty={self.uncertainty!r} divides by the expected loss, and {name!r} has the weight 0"
+                )
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All but the auxiliary losses, as an identity of a run keeps it; of a function only that it is one."""
+        shares = self.cond_dropout
+        return {
+            "weight": "λ" if callable(self.weight) else self.weight,
+            "levels": self.levels if isinstance(self.levels, str) else "functions",
+            "cond_dropout": dict(shares) if isinstance(shares, Mapping) else float(shares),
+            "fields": {name: "λ" if callable(w) else float(w) for name, w in self.fields.items()},
+            "uncertainty": self.uncertainty,
+        }
 
     def times(self, model: Denoiser, u: Tensor) -> Tensor:
         """The times (B,) of uniform numbers u (B,)."""

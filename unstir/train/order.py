@@ -78,6 +78,6 @@ def network_seed(seed: int, image: int) -> int:
     return mix(seed, _NETWORK, image) >> 1
 
 
-def validation_noise(seed: int, count: int, shape: Any, process: Process | None = None) -> Any:
-    """The fixed noise of the validation set; a dict for a dict of shapes."""
-    return _drawn([mix(seed, _VALID, n) for n in range(count)], shape, process)
+def validation_noise(seed: int, count: int, shape: Any, process: Process | None = None, first: int = 0) -> Any:
+    """The fixed noise of the validation's samples first … first + count − 1; a dict for a dict of shapes."""
+    return _drawn([mix(seed, _VALID, n) for n in range(first, first + count)], shape, process)

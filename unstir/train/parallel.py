@@ -58,11 +58,14 @@ class World:
         return total / self.size
 
     def mean_gradients(self, module: nn.Module) -> None:
-        """Puts the mean of the gradients over the processes in their place."""
-        if self.size > 1:
-            for parameter in module.parameters():
-                own = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-                parameter.grad = self.mean(own)
+        """Puts the mean of the gradients over the processes in their place. A weight that has none anywhere keeps none."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if self.size == 1 or not parameters:
+            return
+        found = self.mean(torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device))
+        for parameter, share in zip(parameters, found.tolist(), strict=True):
+            if share:
+                parameter.grad = self.mean(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
 
     def wait(self) -> None:
         """Returns when every process has come here."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Dataset
+from ..data import Buckets, Dataset
 from ..denoiser import Denoiser
 from .batch import ahead, drawer
 from .checkpoint import checkpoints, read_state, restore, save, snapshot, tidy
 from .config import TrainConfig, device_of, difference
+from .interrupt import interruptible
 from .objective import Objective
 from .parallel import World, gather, share, world
 from .progress import Event, Listener, Log, adapter
 from .step import FIRST_SCALE, Counters, Loss, Run, step
-from .validate import check_data, objective_error, validate
+from .validate import check_data, check_shapes, check_validation, objective_error, validate
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,11 @@ class Result:
 
 def fit(
     model: Denoiser,
-    dataset: Dataset,
+    dataset: Dataset | Buckets,
     config: TrainConfig,
     folder: str | Path | None = None,
     *,
-    validation: Dataset | None = None,
+    validation: Dataset | Buckets | None = None,
     objective: Objective | None = None,
     auxiliary: Mapping[str, Any] | None = None,
     resume: bool | None = None,
@@ -66,7 +64,8 @@ def fit(
 
     The classes are given to the network under the first name in model.meta["null"], which also says what replaces a dropped
     class; without it, training is unconditional. Named conditions (`Dataset.beside`) are given under their own names.
-    The samples may be dicts (`data.Fields`) for a network of dicts.
+    The samples may be dicts (`data.Fields`) for a network of dicts. Of `data.Buckets` every batch has the pictures of one
+    bucket, for a network that takes any size; the validation error is the mean over samples of all buckets.
 
     Under `torchrun` every process calls this with the same arguments (`parallel`); files are written by the first.
 
@@ -83,17 +82,21 @@ def fit(
     override = config.override if override is None else override
     objective = replace(objective or config.objective(), **({} if auxiliary is None else {"auxiliary": auxiliary}))
     check_data(model, dataset, objective, config)
+    check_validation(model, dataset, validation or dataset)
     device = device_of(config.device, local=True)
     network = model.network
     if not isinstance(network, nn.Module) or not any(p.requires_grad for p in network.parameters()):
         raise TypeError(f"model.network is {type(network).__name__}; training needs an nn.Module with parameters")
+    check_shapes(model.to(device), dataset, validation or dataset)
 
     with world(device) as where:
         found = checkpoints(folder)
         if found and not resume:
             raise ValueError(f"out={str(folder)!r} already holds a run; pass resume=True (--resume) or another folder")
         run = _prepare(model, dataset, objective, config, where, device)
-        identity = config.identity() | {"dataset": dataset.fingerprint()}
+        identity = config.identity() | {"dataset": dataset.fingerprint(), "objective": objective.described}
+        if objective.described == config.objective().described:
+            identity["objective"] = None  # the options say it
         if objective.auxiliary:
             identity["auxiliary"] = {name: a.described for name, a in objective.auxiliary.items()}
         if where.first:
@@ -114,7 +117,7 @@ def fit(
 
 def _prepare(
     model: Denoiser,
-    dataset: Dataset,
+    dataset: Dataset | Buckets,
     objective: Objective,
     config: TrainConfig,
     where: World,
@@ -138,9 +141,11 @@ def _prepare(
     loss = share(config.strategy, whole, networks, where, device, bool(objective.auxiliary))
     if config.compile:
         network.compile()
-    trained = [list(module.parameters()) for module in (network, whole.learned)]
+    trained: list[dict[str, Any]] = [{"params": list(module.parameters())} for module in (network, *whole.learned.children())]
+    if whole.uncertainty is not None:
+        trained[-1]["weight_decay"] = 0.0  # which would draw expected losses towards 1
     optimizer = torch.optim.AdamW(
-        [{"params": own} for own in trained if own],
+        [group for group in trained if group["params"]],
         lr=config.lr,
         betas=(0.9, 0.99),
         weight_decay=config.weight_decay,
@@ -153,7 +158,7 @@ def _prepare(
 
 def _train(
     run: Run,
-    validation: Dataset,
+    validation: Dataset | Buckets,
     objective: Objective,
     folder: Path,
     identity: dict[str, Any],
@@ -186,7 +191,7 @@ def _train(
         return errors, score
 
     try:
-        with _interruptible() as stop, torch.random.fork_rng(), ahead(run.draw, config) as run.draw:
+        with interruptible() as stop, torch.random.fork_rng(), ahead(run.draw, config) as run.draw:
             stopping = stop.is_set()
             while counters.images < total and not stopping:
                 event, agreed = step(run, stop.is_set())
@@ -247,24 +252,3 @@ def _saved(counters: Counters) -> dict[str, Any]:
 def _network(model: Denoiser) -> nn.Module:
     assert isinstance(model.network, nn.Module)
     return model.network
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

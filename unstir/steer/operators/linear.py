@@ -149,6 +149,7 @@ def blur(kernel: Tensor, shape: Sequence[int], threshold: float = 0.03) -> Spect
 
     kernel (h, w), its centre at (h // 2, w // 2); shape: of a sample, ends in (H, W). Frequencies with
     |k̂| ≤ threshold · max |k̂| are taken for lost (A itself is without them), so that noise is not blown up.
+    The coefficients are those of a real picture at the ⌊W/2⌋ + 1 frequencies that tell the others, their conjugates.
     """
     kernel = float64(kernel)
     high, wide = int(shape[-2]), int(shape[-1])
@@ -158,15 +159,15 @@ def blur(kernel: Tensor, shape: Sequence[int], threshold: float = 0.03) -> Spect
         )
     padded = nnf.pad(kernel, (0, wide - kernel.shape[1], 0, high - kernel.shape[0]))
     padded = padded.roll((-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), (0, 1))
-    transfer = torch.fft.fft2(padded)
+    transfer = torch.fft.rfft2(padded)
     s = transfer.abs()
     phase = torch.where(s > 0, transfer / s.clamp_min(1e-300), 1.0)
 
     def to_frequency(x: Tensor) -> Tensor:
-        return torch.fft.fft2(x, norm="ortho")
+        return torch.fft.rfft2(x, norm="ortho")
 
     def from_frequency(c: Tensor) -> Tensor:
-        return torch.fft.ifft2(c, norm="ortho").real
+        return torch.fft.irfft2(c, s=(high, wide), norm="ortho")
 
     def turn(c: Tensor, by: Tensor) -> Tensor:
         return c * by.to(c.device, c.dtype)
