@@ -19,7 +19,20 @@ from .solvers import plan
 
 __version__ = "0.1.0"
 
-_ROOMS = ("codecs", "compress", "data", "distill", "evaluate", "interop", "nets", "physics", "steer", "systems", "train", "tune")
+_ROOMS = (
+    "codecs",
+    "compress",
+    "data",
+    "distill",
+    "evaluate",
+    "interop",
+    "nets",
+    "physics",
+    "steer",
+    "systems",
+    "train",
+    "tune",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -150,10 +150,11 @@ def test_validation_is_the_mean_over_the_pictures_of_all_buckets():
         (lambda f: fit(make_model(), make_buckets(), TrainConfig("x", augment=0.1), f), "augment=0.1 needs a network"),
         (lambda f: fit(make_model(), make_buckets(), TrainConfig("x"), f, validation=colour()), r"validation .* \(3, 8, 8\)"),
         (lambda f: TrainConfig("x", buckets=-1).check(), "buckets=-1 must be a whole number"),
+        (lambda f: TrainConfig("x", size=32, buckets=64).check(), "buckets=64 is more than a side of the square, size=32"),
         (lambda f: TrainConfig(pairs=("a", "b"), buckets=8).check(), "buckets=8 is for a folder"),
         (lambda f: train(TrainConfig("digits", buckets=8, out=f), show=False), "'digits' is none"),
     ],
-    ids=["shape", "sides", "augment", "channels", "negative", "pairs", "no folder"],
+    ids=["shape", "sides", "augment", "channels", "negative", "wide", "pairs", "no folder"],
 )  # fmt: skip
 def test_what_cannot_work_is_named(call, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:

@@ -162,7 +162,7 @@ def sized(model: Any, size: tuple[int, int]) -> tuple[int, ...]:
         raise ValueError(f"--size {size[0]} {size[1]} is for pictures; this model makes samples of shape {own}")
     factor = codec.factor if isinstance(codec, Codec) else 1
     if min(size) < 1 or size[0] % factor or size[1] % factor:
-        raise ValueError(f"--size {size[0]} {size[1]} must be HEIGHT WIDTH in pixels, multiples of {factor}")
+        raise ValueError(f"--size {size[0]} {size[1]} must be HEIGHT WIDTH, positive multiples of {factor}")
     shape = (own[0], size[0] // factor, size[1] // factor)
     check_shape(model, shape, {})
     return shape

@@ -141,6 +141,8 @@ class TrainConfig:
                 raise ValueError(f"{name}={value!r} must be a whole number, at least 0")
         if self.buckets and self.pairs:
             raise ValueError(f"buckets={self.buckets} is for a folder of pictures; pairs are cut into windows (size)")
+        if self.buckets > (512 if self.size is None else self.size):
+            raise ValueError(f"buckets={self.buckets} is more than a side of the square, size={self.size or 512}")
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
         for std in self.ema_std:

@@ -168,6 +168,6 @@ def check_shape(model: Denoiser, shape: tuple[int, ...], cond: Mapping[str, Tens
     except Exception as error:  # each network has its own way to say what it cannot divide
         config = getattr(model.network, "config", {})
         levels = config.get("down_block_types", ()) if isinstance(config, Mapping) else ()
-        wanted = f"multiples of {2 ** (len(levels) - 1)}" if len(levels) > 1 else "that it can divide"
+        wanted = f"that are multiples of {2 ** (len(levels) - 1)}" if len(levels) > 1 else "that it can divide"
         said = " ".join(str(error).split())
         raise ValueError(f"the network cannot take samples of shape {shape}: {said}; give sides {wanted}") from None

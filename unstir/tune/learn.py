@@ -4,7 +4,7 @@ A sampler is a table of numbers; the best table depends on the model. `learn` st
 node times, the noise levels that the network is told, and the weights of past predictions (`table`) so that the end of
 every run comes close to the end of the model's own exact trajectory through the same noise (`teacher`), by Gauss–Newton
 (`fit`), on plain noises and those of a larger pool that are hard (`pool`). Both row invariants are kept. A plan that is
-not better on noises it was not fitted to is not returned.
+not better on noises it was neither fitted to nor chosen by is not returned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .fit import Fit, Runner, gauss_newton
 from .pool import finer, hardest, stratified
 from .resume import load_fit, save_fit, signature
 from .starts import Fixed, best_start, fixed_plans, plan_error, probe
-from .teacher import Cond, Source
+from .teacher import Chunk, Cond, Source
 from .verdict import finish
 
 TEACHER_CALLS = 60
@@ -148,8 +148,13 @@ def learn(
                     gauss_newton(runner, fit, both[0], both[1], last, robust=stage == 1, focus=focus, pull=pull, report=report)
             rivals = [Fixed(plan_error(source, runner, plan, both[1]), plan) for _, plan in fixed[:RIVALS]]
             rival = min(rivals, key=lambda fixed: fixed.error)
+            used = pools[1].stop
+
+            def unseen(count: int, first: int = used) -> list[Chunk]:
+                return source.teach(guide, range(first, first + count), keep)
+
             few = probe(plain[1])
-            plans[n] = finish(source, runner, fit, rival, both[0], both[1], few, tried, guide, guard, note)
+            plans[n] = finish(source, runner, fit, rival, both[0], both[1], unseen, few, tried, guide, guard, note)
     return plans[budgets[0]] if isinstance(nfe, int) else plans
 
 
