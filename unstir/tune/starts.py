@@ -77,17 +77,22 @@ def _catalogue(source: Source, nfe: int, end: float) -> dict[str, Plan]:
     return plans
 
 
-def plan_error(source: Source, runner: Runner, plan: Plan, chunks: Sequence[Chunk]) -> float:
-    """Root (weighted) mean square distance of the ends of any plan from the teacher's, in the runner's features."""
+def squared_errors(source: Source, runner: Runner, plan: Plan, chunks: Sequence[Chunk]) -> list[Tensor]:
+    """Mean square distance of every end of a plan from the teacher's, in the runner's features, chunk by chunk, float64."""
     squares = []
     for chunk in chunks:
         try:
             end = runner.seen(source.run(plan, chunk.x, chunk.cond), chunk)
         except NonFiniteError:
-            return float("inf")
+            end = torch.full_like(runner.seen(chunk.goal, chunk), torch.inf)
         r = (end - runner.seen(chunk.goal, chunk)).double()
         squares.append(r.square().mean(1).cpu())
-    return float((weights(chunks) * torch.cat(squares)).sum().sqrt())
+    return squares
+
+
+def plan_error(source: Source, runner: Runner, plan: Plan, chunks: Sequence[Chunk]) -> float:
+    """Root (weighted) mean square distance of the ends of any plan from the teacher's, in the runner's features."""
+    return float((weights(chunks) * torch.cat(squared_errors(source, runner, plan, chunks))).sum().sqrt())
 
 
 def best_start(
