@@ -94,10 +94,13 @@ def by_hand(model: Any, dataset: data.Dataset, batch: int) -> Callable[[], None]
 
 
 def subjects() -> dict[str, tuple[data.Dataset, str, int]]:
-    """{name: (data, preset, batch)}: the digits network, and the "tiny" one for CIFAR's pictures (here: random ones)."""
+    """{name: (data, preset, batch)}: the networks and batches of the two bundled models (CIFAR's pictures: random ones here)."""
     pixels = np.random.default_rng(0).integers(0, 256, (512, 3, 32, 32), np.uint8)
     coloured = data.load(pixels, labels=[i % 10 for i in range(512)])
-    return {"digits, small, batch 32": (data.load("digits"), "small", 32), "32×32 colour, tiny, batch 8": (coloured, "tiny", 8)}
+    return {
+        "digits, tiny, batch 128": (data.load("digits"), "tiny", 128),
+        "32×32 colour, tiny, batch 64": (coloured, "tiny", 64),
+    }
 
 
 def throughput(rounds: int, block: int) -> dict[str, dict[str, float]]:

@@ -69,8 +69,8 @@ class Options:
     """Further plans, written by `unstir plan --save`."""
     n: int = 1000
     """Samples for the distances."""
-    exact_n: int = 64
-    """Samples for the error to the long trajectory; 0 leaves it out."""
+    exact_n: int | None = None
+    """Samples for the error to the long trajectory (64, or all where there are fewer); 0 leaves it out."""
     exact_nfe: int = 200
     """Calls of the long trajectory."""
     seed: int = 0
@@ -83,6 +83,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.n < 2:
             raise ValueError(f"--n {self.n} must be at least 2 samples")
+        if self.exact_n is None:
+            object.__setattr__(self, "exact_n", min(64, self.n))
+        assert self.exact_n is not None
         if not 0 <= self.exact_n <= self.n:
             raise ValueError(f"--exact-n {self.exact_n} must lie between 0 and --n {self.n}")
         if not self.plan and not (self.nfe and self.solver):
