@@ -94,7 +94,7 @@ def by_hand(model: Any, dataset: data.Dataset, batch: int) -> Callable[[], None]
 
 
 def subjects() -> dict[str, tuple[data.Dataset, str, int]]:
-    """{name: (data, preset, batch)}: the networks and batches of the two bundled models (CIFAR's pictures: random ones here)."""
+    """{name: (data, preset, batch)}: networks and batches of the two bundled models (for CIFAR-10 random pictures)."""
     pixels = np.random.default_rng(0).integers(0, 256, (512, 3, 32, 32), np.uint8)
     coloured = data.load(pixels, labels=[i % 10 for i in range(512)])
     return {
