@@ -161,3 +161,22 @@ def test_transforms_compose() -> None:
 def test_wrong_settings_are_named(make, words) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         make(Labelled(VP()))
+
+
+def test_guidance_inside_guidance_has_branches_of_its_own():
+    """A network that remembers by branch must not be handed what another branch found; the context is left as it was."""
+    seen: list[str] = []
+
+    class Net(torch.nn.Module):
+        process, meta = VP(), {"null": {"class_labels": 9}}
+
+        def forward(self, x, t, ctx=None, class_labels=0):
+            seen.append(ctx.branch)
+            ctx.give(label=class_labels)
+            return x
+
+    inner = steer.cfg(Net(), 2.0)
+    outer = steer.cfg(inner, 3.0, null={"class_labels": 8})
+    state = unstir.sample(outer, unstir.plan("ddim", VP(), nfe=1), x=torch.ones(1, 2), class_labels=1, full=True)
+    assert seen == ["conditional", "unconditional", "unconditional/conditional", "unconditional/unconditional"]
+    assert state.aux["label"] == 1

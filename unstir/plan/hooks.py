@@ -12,7 +12,8 @@ Returning None leaves the state as it is. A hook's state lives for one run: make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,19 @@ class Context:
         """
         if self.branch == "conditional":
             self.run.aux = {**self.run.aux, **aux}
+
+    @contextmanager
+    def within(self, branch: str) -> Iterator[None]:
+        """Names the branch of the evaluations inside: what is remembered there belongs to it, and aux only to "conditional".
+
+        Guidance inside guidance has branches of its own: "unconditional/conditional" is the inner one's of the outer's.
+        """
+        outer = self.branch
+        self.branch = branch if outer == "conditional" else f"{outer}/{branch}"
+        try:
+            yield
+        finally:
+            self.branch = outer
 
     def reset_history(self) -> None:
         """Forget F of earlier rows (after an edit that makes them misleading); their weight falls on F_i."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -102,21 +103,24 @@ def cfg(
     weak = model if base is None else base
 
     def rule(x: Tensor, t: Tensor | float, ctx: Context | None, cond: dict[str, Any]) -> Any:
-        if ctx is not None:
-            ctx.branch = "conditional"
-        sharp = evaluate(model, x, t, ctx, cond)
+        with _branch(ctx, "conditional"):
+            sharp = evaluate(model, x, t, ctx, cond)
         w = _scale_at(scale, model, t)
         if (w == 1 and not plus) or not _inside(interval, model, t):
             return sharp
-        if ctx is not None:
-            ctx.branch = "unconditional"
-        blunt = evaluate(weak, x, t, ctx, cond if null is None else {**cond, **null})
+        with _branch(ctx, "unconditional"):
+            blunt = evaluate(weak, x, t, ctx, cond if null is None else {**cond, **null})
         data = blunt + w * (sharp - blunt)
         if rescale:
             data = rescale * data * (_std(sharp) / _std(data)) + (1 - rescale) * data
         return Steered(data, blunt, "noise") if plus else data
 
     return Transform(rule, model, *([] if base is None else [base]))
+
+
+def _branch(ctx: Context | None, name: str) -> Any:
+    """`Context.within`, where there is a context."""
+    return nullcontext() if ctx is None else ctx.within(name)
 
 
 def _std(x: Tensor) -> Tensor:
@@ -145,12 +149,10 @@ def apg(
         raise ValueError(f"cap={cap} must be > 0")
 
     def rule(x: Tensor, t: Tensor | float, ctx: Context | None, cond: dict[str, Any]) -> Tensor:
-        if ctx is not None:
-            ctx.branch = "conditional"
-        sharp = evaluate(model, x, t, ctx, cond)
-        if ctx is not None:
-            ctx.branch = "unconditional"
-        delta = sharp - evaluate(model, x, t, ctx, {**cond, **null})
+        with _branch(ctx, "conditional"):
+            sharp = evaluate(model, x, t, ctx, cond)
+        with _branch(ctx, "unconditional"):
+            delta = sharp - evaluate(model, x, t, ctx, {**cond, **null})
         if momentum and ctx is not None:
             level = float(float64(t).flatten()[0])
             before, last = ctx.run.memory.get(transform, (None, -1.0))
