@@ -111,3 +111,13 @@ def test_wrong_input_is_one_line_and_two(unstir, folders, words, message):
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_few_samples_need_no_further_option() -> None:
+    from unstir.cli.eval import Options
+
+    assert Options("digits", n=60).exact_n == 60
+    assert Options("digits").exact_n == 64
+    assert Options("digits", exact_n=0).exact_n == 0
+    with pytest.raises(ValueError, match="--exact-n 70 must lie between 0 and --n 60"):
+        Options("digits", n=60, exact_n=70)
