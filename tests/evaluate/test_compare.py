@@ -4,24 +4,11 @@ import math
 
 import pytest
 import torch
+from metric_parts import gaussian
 
 from unstir import data, evaluate
 from unstir.evaluate.features import space
 from unstir.evaluate.samples import Pair
-
-
-def gaussian(n, d, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """(train, test, labels of train, labels of test): two random halves of the real digits, in [−1, 1]."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    bunch = datasets.load_digits()
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(7))
-    x, y = torch.tensor(bunch.images)[order, None].float() / 8 - 1, torch.tensor(bunch.target)[order]
-    return x[:898], x[898:1796], y[:898], y[898:1796]
 
 
 # -- Fréchet distance without its bias ----------------------------------------------------------

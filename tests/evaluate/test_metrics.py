@@ -5,23 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from metric_parts import gaussian
 
 from unstir import evaluate
 from unstir.evaluate.samples import extractor
-
-
-def gaussian(n, d, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """(train, test, labels of test), two random halves of the real digits, (898, 1, 8, 8) in [−1, 1]."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    bunch = datasets.load_digits()
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(7))
-    x, y = torch.tensor(bunch.images)[order, None].float() / 8 - 1, torch.tensor(bunch.target)[order]
-    return x[:898], x[898:1796], y[898:1796]
 
 
 # -- Fréchet distance -----------------------------------------------------------------------
@@ -195,7 +182,7 @@ def test_precision_recall_is_free_of_scale():
 
 # -- damage to real digits ------------------------------------------------------------------
 def test_lost_modes_show_in_recall_and_coverage_not_in_precision(digits):
-    train, test, label = digits
+    train, test, _, label = digits
     whole, part = (evaluate.precision_recall(train, fake, n=400) for fake in (test, test[label < 5]))
     assert part.recall.value <= 0.65 < 0.9 < whole.recall.value
     assert part.coverage.value <= 0.65 < 0.9 < whole.coverage.value
@@ -204,7 +191,7 @@ def test_lost_modes_show_in_recall_and_coverage_not_in_precision(digits):
 
 
 def test_duplicates_show_in_coverage_not_in_precision(digits):
-    train, test, _ = digits
+    train, test, *_ = digits
     found = evaluate.precision_recall(train, test[:40].repeat(20, 1, 1, 1))
     assert found.coverage.value < 0.5 * found.coverage.floor
     assert found.recall.value < 0.5 * found.recall.floor
@@ -212,7 +199,7 @@ def test_duplicates_show_in_coverage_not_in_precision(digits):
 
 
 def test_noise_shows_in_precision_and_density(digits):
-    train, test, _ = digits
+    train, test, *_ = digits
     noise = torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
     levels = [evaluate.precision_recall(train, test + s * noise, "pixel") for s in (0, 0.3, 0.6)]
     for metric in ("precision", "density"):
@@ -223,7 +210,7 @@ def test_noise_shows_in_precision_and_density(digits):
 
 
 def test_copies_of_the_training_set_are_an_alarm(digits):
-    train, test, _ = digits
+    train, test, *_ = digits
     fresh, held = test[:400], test[400:]
     assert evaluate.memorisation(train[:200], train, held).value == 0
     assert evaluate.memorisation(train[:200] + 0.01, train, held).value < 0.1

@@ -17,19 +17,8 @@ from . import measure, show
 from .plan import picture
 
 SHEET = 400  # pictures on a sheet
-PROVENANCE = (
-    "model",
-    "solver",
-    "nfe",
-    "fingerprint",
-    "seed",
-    "n",
-    "guidance",
-    "size",
-    "labels",
-    "torch",
-    "unstir",
-)  # in the picture's file
+# In the picture's file.
+PROVENANCE = ("model", "solver", "nfe", "fingerprint", "seed", "n", "guidance", "size", "labels", "torch", "unstir")
 
 
 @dataclass(frozen=True)

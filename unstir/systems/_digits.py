@@ -9,7 +9,6 @@ Two test benches, both on scikit-learn's 1797 handwritten digits.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import train
-from .._files import read_tensors, write_tensors
 from ..data import load
 from ..denoiser import Denoiser, Empirical
 from ..evaluate import Report, trajectory_error
 from ..nets import default_condition
 from ..plan import Plan, sample
 from ..process import EDM, Process
+from ._kept import once
+from ._trunk import ResidualMLP, zero
 from .protocol import Claim
 
 Model = Callable[..., Tensor]
@@ -74,38 +74,23 @@ SIGMA_DATA = 0.752  # of the pixels in [−1, 1]
 CLASSES = 10  # and the label 10 means "any"
 
 
-class DigitsNet(nn.Module):
+class DigitsNet(ResidualMLP):
     """F(c_in x̂, c_noise, label) for 8 × 8 pictures, c_noise = ¼ log σ̂:
 
-    h = W x,   three times h ← h + B silu(A LayerNorm(h) + E e),   F = H h
-    e = MLP(sin f c_noise, cos f c_noise, one-hot label),   16 frequencies f from ¼ to 8
+    h of `ResidualMLP`, told one-hot labels, 16 frequencies f from ¼ to 8;   F = H h
     """
 
-    frequencies: Tensor
-
     def __init__(self, width: int = 256, blocks: int = 3) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.logspace(-2, 3, 16, base=2))
-        self.embed = nn.Sequential(nn.Linear(32 + CLASSES + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.enter = nn.Linear(64, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.a, self.b, self.e = (nn.ModuleList(nn.Linear(width, width) for _ in range(blocks)) for _ in range(3))
-        self.head = nn.Linear(width, 64)
-        for layer in [*self.b, self.head]:  # every block begins as the identity, F as 0
-            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        super().__init__(64, torch.logspace(-2, 3, 16, base=2), told=CLASSES + 1, width=width, blocks=blocks)
+        self.head = zero(nn.Linear(width, 64))
+        self.close()
 
     def told(self, condition: Tensor) -> Tensor:
         """(B, 11): the condition as the network sees it."""
         return nn.functional.one_hot(condition, CLASSES + 1)
 
     def forward(self, x: Tensor, time: Tensor, class_labels: Tensor) -> Tensor:
-        phase = time[:, None] * self.frequencies
-        e = self.embed(torch.cat([phase.sin(), phase.cos(), self.told(class_labels).to(phase)], 1))
-        h = self.enter(x.flatten(1))
-        for norm, a, b, emb in zip(self.norms, self.a, self.b, self.e, strict=True):
-            h = h + b(nn.functional.silu(a(norm(h)) + emb(e)))
-        return self.head(h).reshape(x.shape)
+        return self.head(self.trunk(x, time, self.told(class_labels).to(time))).reshape(x.shape)
 
 
 def untrained(process: Process, seed: int = 0) -> Denoiser:
@@ -126,22 +111,18 @@ def trained(process: Process, folder: Path, steps: int = STEPS, seed: int = 0) -
     log σ̂ ~ N(−0.6, 1.3²), weight (σ̂² + σ_d²)/(σ̂ σ_d)², batch 192, rate 2e-3 falling linearly, weight average
     0.995, a fifth of the labels dropped. A run that was stopped goes on where it stopped.
     """
-    path = folder / f"digits-v{RECIPE}-{steps}-{seed}.safetensors"
-    if not path.exists():
-        config = train.TrainConfig(
-            data="digits", split="all", steps=steps, batch=192, schedule="linear", warmup=0, seed=seed, process="edm",
-            levels="lognormal:-0.6,1.3", ema=0.995, cond_dropout=0.2, device="cpu", checkpoint_every=steps, keep=1,
-        )  # fmt: skip
-        with train.bar(steps, "digits network") as progress:
-            run = train.fit(
-                untrained(EDM(), seed), load("digits"), config, path.with_suffix(""), resume=True, progress=progress
-            )
-        if run.interrupted:
-            raise KeyboardInterrupt
-        write_tensors(path, run.model.network.state_dict())  # type: ignore[union-attr]
-        shutil.rmtree(path.with_suffix(""))
+    config = train.TrainConfig(
+        data="digits", split="all", steps=steps, batch=192, schedule="linear", warmup=0, seed=seed, process="edm",
+        levels="lognormal:-0.6,1.3", ema=0.995, cond_dropout=0.2, device="cpu", checkpoint_every=steps, keep=1,
+    )  # fmt: skip
+    found = once(
+        folder / f"digits-v{RECIPE}-{steps}-{seed}.safetensors",
+        steps,
+        lambda run, bar: train.fit(untrained(EDM(), seed), load("digits"), config, run, resume=True, progress=bar),
+        title="digits network",
+    )
     model = untrained(process, seed)
-    model.network.load_state_dict(read_tensors(path))  # type: ignore[union-attr]
+    model.network.load_state_dict(found)  # type: ignore[union-attr]
     return model.eval().requires_grad_(False)
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import train
-from .._files import read_tensors, write_tensors
 from ..data import Pairs, load
 from ..denoiser import Denoiser
 from ..evaluate.quality import psnr as psnr_each
+from ._kept import once
+from ._trunk import ResidualMLP, zero
 
 TESTED = 397  # digits
 Degrade = Callable[[Tensor, torch.Generator], Tensor]
@@ -95,29 +95,16 @@ def sharpness(x: Tensor) -> float:
 
 
 # -- networks ---------------------------------------------------------------------------------------------
-class PairNet(nn.Module):
-    """F(x, time, y) for 8 × 8 pictures:  h = W (x, y),  three times h ← h + B silu(A LayerNorm(h) + E e),  F = H h."""
-
-    frequencies: Tensor
+class PairNet(ResidualMLP):
+    """F(x, time, y) for 8 × 8 pictures:  F = H h with h of `ResidualMLP` on (x, y)."""
 
     def __init__(self, width: int = 256, blocks: int = 3) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.logspace(-2, 3, 16, base=2))
-        self.embed = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.enter = nn.Linear(128, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.a, self.b, self.e = (nn.ModuleList(nn.Linear(width, width) for _ in range(blocks)) for _ in range(3))
-        self.head = _zero(nn.Linear(width, 64))
-        for layer in self.b:
-            _zero(layer)
+        super().__init__(128, torch.logspace(-2, 3, 16, base=2), width=width, blocks=blocks)
+        self.head = zero(nn.Linear(width, 64))
+        self.close()
 
     def forward(self, x: Tensor, time: Tensor, anchor: Tensor) -> Tensor:
-        phase = time[:, None] * self.frequencies
-        e = self.embed(torch.cat([phase.sin(), phase.cos()], 1))
-        h = self.enter(torch.cat([x.flatten(1), anchor.flatten(1)], 1))
-        for norm, a, b, emb in zip(self.norms, self.a, self.b, self.e, strict=True):
-            h = h + b(F.silu(a(norm(h)) + emb(e)))
-        return self.head(h).reshape(x.shape)
+        return self.head(self.trunk(torch.cat([x.flatten(1), anchor.flatten(1)], 1), time)).reshape(x.shape)
 
 
 class PairUNet(nn.Module):
@@ -134,7 +121,7 @@ class PairUNet(nn.Module):
         self.down = nn.ModuleList(_Block(b, w) for b, w in zip(before, widths, strict=True))
         self.middle = _Block(widths[-1], widths[-1])
         self.up = nn.ModuleList(_Block(2 * w, b) for b, w in zip(before, widths, strict=True))
-        self.head = _zero(nn.Conv2d(widths[0], 1, 3, padding=1))
+        self.head = zero(nn.Conv2d(widths[0], 1, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor, anchor: Tensor) -> Tensor:
         phase = time[:, None] * self.frequencies
@@ -159,17 +146,11 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList([nn.GroupNorm(8, width_in), nn.GroupNorm(8, width)])
         self.shift = nn.Linear(64, width)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
-        _zero(self.second)
+        zero(self.second)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.norms[1](self.first(F.silu(self.norms[0](x)))) + self.shift(e)[:, :, None, None]
         return self.skip(x) + self.second(F.silu(h))
-
-
-def _zero(layer: Any) -> Any:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def untrained(make: Callable[[], nn.Module], *about: Any, seed: int = 0, **options: Any) -> Denoiser:
@@ -191,18 +172,15 @@ def trained(
     **options: Any,
 ) -> Denoiser:
     """`model`, trained once on `data` and kept at `path` (.safetensors). A run that was stopped goes on where it stopped."""
-    if not path.exists():
-        config = train.TrainConfig(
-            data=data.name, split="all", steps=steps, device=device, checkpoint_every=steps, keep=1, **options
-        )
-        with train.bar(steps, path.stem) as progress:
-            run = train.fit(
-                model, data, config, path.with_suffix(".run"), resume=True, progress=progress, objective=objective,
-                validation=data.subset(range(min(64, len(data)))),
-            )  # fmt: skip
-        if run.interrupted:
-            raise KeyboardInterrupt
-        write_tensors(path, run.model.network.state_dict())  # type: ignore[union-attr]
-        shutil.rmtree(path.with_suffix(".run"))
-    model.network.load_state_dict(read_tensors(path))  # type: ignore[union-attr]
+    about: dict[str, Any] = {"data": data.name, "split": "all", "steps": steps, "device": device}
+    config = train.TrainConfig(**about, checkpoint_every=steps, keep=1, **options)
+    found = once(
+        path,
+        steps,
+        lambda run, bar: train.fit(
+            model, data, config, run, resume=True, progress=bar, objective=objective,
+            validation=data.subset(range(min(64, len(data)))),
+        ),
+    )  # fmt: skip
+    model.network.load_state_dict(found)  # type: ignore[union-attr]
     return model.to(device).eval().requires_grad_(False)

@@ -17,7 +17,6 @@ average of three seeds helps, that it is learned, and that nothing changes in sa
 
 from __future__ import annotations
 
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import train
-from .._files import read_tensors, write_tensors
 from .._random import normal
 from ..data import Dataset
 from ..denoiser import Denoiser
@@ -40,6 +38,7 @@ from ..train.auxiliary import Record, named
 from ..train.context import ContextHead, fading, grid_rings
 from ..train.objective import evaluate
 from ._digits import report
+from ._kept import once
 from .protocol import Result, at_least, at_most
 
 PHOTOGRAPHS = ("camera", "coins", "brick", "grass", "gravel", "moon")
@@ -65,29 +64,19 @@ def trained(
     The denoiser's network is a plain UNet2DModel: the tap and the decoder are gone. Kept in `folder` for the next call.
     """
     model, head = untrained(dataset, side, width, seed)
-    path = folder / f"conprediff-v{RECIPE}-{dataset.name}-{context:g}-{steps}-{seed}.safetensors"
-    if not path.exists():
-        config = train.TrainConfig(
-            data=dataset.name, split="all", steps=steps, batch=batch, lr=1e-3, warmup=50, seed=seed, process="vp",
-            predicts="velocity", levels="uniform", ema=0.99, device=device, checkpoint_every=steps, keep=1,
-        )  # fmt: skip
-        with train.bar(steps, path.stem) as progress:
-            run = train.fit(
-                model, dataset, config, path.with_suffix(".run"), resume=True, progress=progress,
-                auxiliary={"context": (head, fading(context))} if context else None,
-            )  # fmt: skip
-        if run.interrupted:
-            raise KeyboardInterrupt
-        kept = {f"network.{k}": v for k, v in run.model.network.network.state_dict().items()}  # type: ignore[union-attr]
-        write_tensors(path, kept | {f"head.{k}": v for k, v in head.state_dict().items()})
-        shutil.rmtree(path.with_suffix(".run"))
-    found = read_tensors(path)
-    parts = {
-        part: {k[len(part) + 1 :]: v for k, v in found.items() if k.startswith(f"{part}.")} for part in ("network", "head")
-    }
+    config = train.TrainConfig(
+        data=dataset.name, split="all", steps=steps, batch=batch, lr=1e-3, warmup=50, seed=seed, process="vp",
+        predicts="velocity", levels="uniform", ema=0.99, device=device, checkpoint_every=steps, keep=1,
+    )  # fmt: skip
+    auxiliary = {"context": (head, fading(context))} if context else None
+    found = once(
+        folder / f"conprediff-v{RECIPE}-{dataset.name}-{context:g}-{steps}-{seed}.safetensors",
+        steps,
+        lambda run, bar: train.fit(model, dataset, config, run, resume=True, progress=bar, auxiliary=auxiliary),
+        lambda tapped: nn.ModuleDict({"network": tapped.network, "head": head}).state_dict(),
+    )
     plain = untapped(model)
-    plain.network.load_state_dict(parts["network"])  # type: ignore[union-attr]
-    head.load_state_dict(parts["head"])
+    nn.ModuleDict({"network": plain.network, "head": head}).load_state_dict(found)  # type: ignore[dict-item]
     return plain.to(device).eval().requires_grad_(False), head.to(device).eval().requires_grad_(False)
 
 

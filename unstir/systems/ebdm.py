@@ -19,7 +19,6 @@ the whole of it. Your data: any triples (map, photograph, exemplar), where the e
 
 from __future__ import annotations
 
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import train
-from .._files import read_tensors, write_tensors
 from ..data import Pairs
 from ..denoiser import Denoiser
 from ..evaluate import labelled_rows, save_png
@@ -38,6 +36,7 @@ from ..plan import Plan, sample
 from ..process import BrownianBridge
 from ..solvers import plan
 from ._digits import report
+from ._kept import Listener, once
 from .protocol import Result, at_most
 
 PROCESS = BrownianBridge(max_var=1.0)  # with 0.25 and rate 2e-3 more of the edges stayed, and less came from the exemplar
@@ -164,16 +163,20 @@ def network(folder: Path, steps: int, guided: bool = True, device: str = "cpu", 
 
     guided: False leaves the exemplar away, in training and after: the baseline.
     """
-    model = untrained(seed)
-    path = folder / f"ebdm-v{RECIPE}-{'guided' if guided else 'plain'}-{steps}-{seed}.safetensors"
-    if not path.exists():
+    config = train.TrainConfig(
+        data="edges", split="all", steps=steps, batch=16, lr=1e-3, warmup=50, seed=seed, process="bridge", predicts="data",
+        levels="uniform", ema=0.99, cond_dropout=0.0, flip=True, device=device, checkpoint_every=steps, keep=1,
+    )  # fmt: skip
+
+    def fit(run: Path, bar: Listener) -> train.Result:
         x, y, e = triples(2400)
-        assert isinstance(model.network, ExemplarUNet)
+        fresh = untrained(seed).network
+        assert isinstance(fresh, ExemplarUNet)
         if not guided:
-            for part in (model.network.reader, model.network.encoder, model.network.project):
+            for part in (fresh.reader, fresh.encoder, fresh.project):
                 part.requires_grad_(False)
         numbered = Denoiser(
-            _Numbered(model.network, e), PROCESS, "shift", time="thousand", meta={"null": {"exemplar": -1}} if guided else None
+            _Numbered(fresh, e), PROCESS, "shift", time="thousand", meta={"null": {"exemplar": -1}} if guided else None
         )
         labels, names = torch.arange(len(x)), [str(n) for n in range(len(x))]
 
@@ -181,20 +184,11 @@ def network(folder: Path, steps: int, guided: bool = True, device: str = "cpu", 
             read = {"labels": labels[:count], "classes": names} if guided else {}
             return Pairs(lambda rows: x[list(rows)], lambda rows: y[list(rows)], count, x.shape[1:], name="edges", **read)
 
-        config = train.TrainConfig(
-            data="edges", split="all", steps=steps, batch=16, lr=1e-3, warmup=50, seed=seed, process="bridge", predicts="data",
-            levels="uniform", ema=0.99, cond_dropout=0.0, flip=True, device=device, checkpoint_every=steps, keep=1,
-        )  # fmt: skip
-        with train.bar(steps, path.stem) as progress:
-            run = train.fit(
-                numbered, part(len(x)), config, path.with_suffix(".run"), resume=True, progress=progress, validation=part(64)
-            )
-        if run.interrupted:
-            raise KeyboardInterrupt
-        write_tensors(path, run.model.network.network.state_dict())  # type: ignore[union-attr]
-        shutil.rmtree(path.with_suffix(".run"))
-        model = untrained(seed)
-    model.network.load_state_dict(read_tensors(path))  # type: ignore[union-attr]
+        return train.fit(numbered, part(len(x)), config, run, resume=True, progress=bar, validation=part(64))
+
+    path = folder / f"ebdm-v{RECIPE}-{'guided' if guided else 'plain'}-{steps}-{seed}.safetensors"
+    model = untrained(seed)
+    model.network.load_state_dict(once(path, steps, fit, lambda net: net.network.state_dict()))  # type: ignore[union-attr]
     return model.to(device).eval().requires_grad_(False)
 
 

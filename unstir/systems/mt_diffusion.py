@@ -18,7 +18,6 @@ its accuracy is measured where that code is replaced by the null code.
 
 from __future__ import annotations
 
-import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import train
-from .._files import read_tensors, write_tensors
 from .._random import mix, normal
 from ..data import Dataset, load
 from ..denoiser import Aggregate, Denoiser, Joint, categorical, continuous, orthogonal_codes
@@ -39,6 +37,8 @@ from ..process import Cosine
 from ..solvers import plan
 from ..train.auxiliary import Record
 from ._digits import CLASSES, report
+from ._kept import once
+from ._trunk import ResidualMLP
 from .protocol import Result, at_least, at_most
 
 SHAPE = (1, 8, 8)
@@ -48,27 +48,15 @@ TIMES = (0.05, 0.1, 0.3)  # at which the label head is compared with a classifie
 RECIPE = 2  # part of the cache's name: raise it when the network or its training changes
 
 
-class Trunk(nn.Module):
-    """h = W x,   blocks times h ← h + B silu(A LayerNorm(h) + E e),   e = MLP(sin f t, cos f t) of t in [0, 1]; (B, width)."""
-
-    frequencies: Tensor
+class Trunk(ResidualMLP):
+    """LayerNorm(h), h of `ResidualMLP` on x and t in [0, 1], 16 frequencies f from 1 to 32; (B, width)."""
 
     def __init__(self, width: int = 256, blocks: int = 3) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.logspace(0, 5, 16, base=2))
-        self.embed = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.enter = nn.Linear(64, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.a, self.b, self.e = (nn.ModuleList(nn.Linear(width, width) for _ in range(blocks)) for _ in range(3))
+        super().__init__(64, torch.logspace(0, 5, 16, base=2), width=width, blocks=blocks)
         self.last = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        phase = time[:, None] * self.frequencies
-        e = self.embed(torch.cat([phase.sin(), phase.cos()], 1))
-        h = self.enter(x.flatten(1))
-        for norm, a, b, emb in zip(self.norms, self.a, self.b, self.e, strict=True):
-            h = h + b(F.silu(a(norm(h)) + emb(e)))
-        return self.last(h)
+        return self.last(self.trunk(x, time))
 
 
 def network(image: bool = True, label: bool = True) -> MultiHead:
@@ -153,22 +141,17 @@ def trained(folder: Path, steps: int, joint: bool = True, device: str = "cpu", s
         torch.manual_seed(seed)
         net = network(joint, joint)
     model = Joint(net, Cosine(), aggregate()) if joint else Denoiser(net, Cosine(), "velocity", shape=SHAPE)
-    path = folder / f"mt-diffusion-v{RECIPE}-{'joint' if joint else 'image'}-{steps}-{seed}.safetensors"
-    if not path.exists():
-        config = train.TrainConfig(
-            data="digits", split="all", steps=steps, batch=256, lr=2e-3, schedule="linear", warmup=50, seed=seed,
-            process="cosine", predicts="velocity", levels="uniform", ema=0.995, device=device, checkpoint_every=steps, keep=1,
-        )  # fmt: skip
-        with train.bar(steps, path.stem) as progress:
-            run = train.fit(
-                model, summed(not joint), config, path.with_suffix(".run"), resume=True, progress=progress,
-                auxiliary=AUXILIARY if joint else None,
-            )  # fmt: skip
-        if run.interrupted:
-            raise KeyboardInterrupt
-        write_tensors(path, run.model.network.state_dict())  # type: ignore[union-attr]
-        shutil.rmtree(path.with_suffix(".run"))
-    model.network.load_state_dict(read_tensors(path))  # type: ignore[union-attr]
+    config = train.TrainConfig(
+        data="digits", split="all", steps=steps, batch=256, lr=2e-3, schedule="linear", warmup=50, seed=seed,
+        process="cosine", predicts="velocity", levels="uniform", ema=0.995, device=device, checkpoint_every=steps, keep=1,
+    )  # fmt: skip
+    auxiliary = AUXILIARY if joint else None
+    found = once(
+        folder / f"mt-diffusion-v{RECIPE}-{'joint' if joint else 'image'}-{steps}-{seed}.safetensors",
+        steps,
+        lambda run, bar: train.fit(model, summed(not joint), config, run, resume=True, progress=bar, auxiliary=auxiliary),
+    )
+    model.network.load_state_dict(found)  # type: ignore[union-attr]
     return model.to(device).eval().requires_grad_(False)
 
 

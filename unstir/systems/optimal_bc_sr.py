@@ -30,6 +30,7 @@ from ..steer.boundary import candidate, rank_correlation
 from ..train import Objective
 from ._digits import SIGMA_DATA, report
 from ._restore import psnr, table
+from ._trunk import ResidualMLP, zero
 from .protocol import Result, at_least, at_most
 
 RECIPE = 1  # part of the caches' names: raise it when a network or its training changes
@@ -46,30 +47,16 @@ def low_resolution(x: Tensor) -> Tensor:
     return nn.functional.avg_pool2d(x, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-class PairNet(nn.Module):
-    """F(c_in x̂, c_noise, y) for 8 × 8 pictures: three blocks h ← h + B silu(A LayerNorm(h) + E e) on (x, y)."""
-
-    frequencies: Tensor
+class PairNet(ResidualMLP):
+    """F(c_in x̂, c_noise, y) for 8 × 8 pictures: F = H h with h of `ResidualMLP` on (x, y)."""
 
     def __init__(self, width: int = 256, blocks: int = 3) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.logspace(-2, 3, 16, base=2))
-        self.embed = nn.Sequential(nn.Linear(32, width), nn.SiLU())
-        self.enter = nn.Linear(128, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.a, self.b, self.e = (nn.ModuleList(nn.Linear(width, width) for _ in range(blocks)) for _ in range(3))
-        self.head = nn.Linear(width, 64)
-        for layer in [*self.b, self.head]:  # every block begins as the identity, F as 0
-            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        super().__init__(128, torch.logspace(-2, 3, 16, base=2), width=width, blocks=blocks, layers=1)
+        self.head = zero(nn.Linear(width, 64))
+        self.close()
 
     def forward(self, x: Tensor, time: Tensor, low: Tensor) -> Tensor:
-        phase = time[:, None] * self.frequencies
-        e = self.embed(torch.cat([phase.sin(), phase.cos()], 1))
-        h = self.enter(torch.cat([x.flatten(1), low.flatten(1)], 1))
-        for norm, a, b, emb in zip(self.norms, self.a, self.b, self.e, strict=True):
-            h = h + b(nn.functional.silu(a(norm(h)) + emb(e)))
-        return self.head(h).reshape(x.shape)
+        return self.head(self.trunk(torch.cat([x.flatten(1), low.flatten(1)], 1), time)).reshape(x.shape)
 
 
 class Features(nn.Module):

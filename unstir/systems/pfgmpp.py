@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import train
-from .._files import read_tensors, write_tensors
 from .._random import normal
 from ..data import load
 from ..denoiser import Denoiser
@@ -32,6 +30,7 @@ from ..process import EDM, Poisson
 from ..process.base import expand
 from ..solvers import plan
 from ._digits import report, untrained
+from ._kept import once
 from .protocol import Result, at_most
 
 SIGMA = {"sigma_min": 0.01, "sigma_max": 40.0}
@@ -90,23 +89,19 @@ def quantise_weights(model: Denoiser, bits: int) -> Denoiser:
 
 def trained(D: float, folder: Path, steps: int = 1500, seed: int = 0) -> Denoiser:
     """The network trained on all digits with D extra dimensions, once, and kept in `folder` as safetensors."""
-    model = untrained(process(D), seed)
-    path = folder / f"pfgmpp-v{RECIPE}-{D:g}-{steps}-{seed}.safetensors"
-    if not path.exists():
-        config = train.TrainConfig(
-            data="digits", split="all", steps=steps, batch=192, schedule="linear", warmup=0, seed=seed, process="edm",
-            levels="lognormal:-0.6,1.2", ema=0.99, cond_dropout=1.0, device="cpu", checkpoint_every=steps, keep=1,
-        )  # fmt: skip
-        with train.bar(steps, f"digits, D = {D:g}") as progress:
-            run = train.fit(model, load("digits"), config, path.with_suffix(""), resume=True, progress=progress)
-        if run.interrupted:
-            raise KeyboardInterrupt
-        assert isinstance(run.model.network, nn.Module)
-        write_tensors(path, run.model.network.state_dict())
-        shutil.rmtree(path.with_suffix(""))
+    config = train.TrainConfig(
+        data="digits", split="all", steps=steps, batch=192, schedule="linear", warmup=0, seed=seed, process="edm",
+        levels="lognormal:-0.6,1.2", ema=0.99, cond_dropout=1.0, device="cpu", checkpoint_every=steps, keep=1,
+    )  # fmt: skip
+    found = once(
+        folder / f"pfgmpp-v{RECIPE}-{D:g}-{steps}-{seed}.safetensors",
+        steps,
+        lambda run, bar: train.fit(untrained(process(D), seed), load("digits"), config, run, resume=True, progress=bar),
+        title=f"digits, D = {D:g}",
+    )
     model = untrained(process(D), seed)
     assert isinstance(model.network, nn.Module)
-    model.network.load_state_dict(read_tensors(path))
+    model.network.load_state_dict(found)
     return model.eval().requires_grad_(False)
 
 

@@ -30,6 +30,7 @@ from ..plan import Plan, sample
 from ..process import Interpolant, Process
 from ..solvers import plan
 from ._digits import report
+from ._trunk import ResidualMLP
 from .protocol import Result, at_most
 
 RECIPE = 1  # part of the cache's name: raise it when the network or its training changes
@@ -38,30 +39,15 @@ ASCII = str.maketrans({"ε": "eps", "σ": "sigma"})  # for pictures, whose font 
 EPSILONS: dict[str, Any] = {"ε = 0.25": 0.25, "ε = t": "linear", "ε = σ": "sigma", "ε = 2t": lambda t: 2 * t}
 
 
-class TwoHeads(nn.Module):
-    """(path, noise) of 8 × 8 pictures: h = W x, three times h ← h + B silu(A LayerNorm(h) + E e(t)), two linear heads.
-
-    e(t) = MLP(sin 2πft, cos 2πft), 16 frequencies f from 1/16 to 8.
-    """
-
-    frequencies: Tensor
+class TwoHeads(ResidualMLP):
+    """(path, noise) of 8 × 8 pictures: two linear heads on h of `ResidualMLP`, 16 frequencies f/2π from 1/16 to 8."""
 
     def __init__(self, width: int = 256, blocks: int = 3) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", 2 * torch.pi * torch.logspace(-4, 3, 16, base=2))
-        self.embed = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.enter = nn.Linear(64, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.a, self.b, self.e = (nn.ModuleList(nn.Linear(width, width) for _ in range(blocks)) for _ in range(3))
+        super().__init__(64, 2 * torch.pi * torch.logspace(-4, 3, 16, base=2), width=width, blocks=blocks)
         self.heads = nn.Linear(width, 128)
 
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        phase = t[:, None] * self.frequencies
-        e = self.embed(torch.cat([phase.sin(), phase.cos()], 1))
-        h = self.enter(x.flatten(1))
-        for norm, a, b, emb in zip(self.norms, self.a, self.b, self.e, strict=True):
-            h = h + b(nn.functional.silu(a(norm(h)) + emb(e)))
-        path, noise = self.heads(h).reshape(len(x), 2, *x.shape[1:]).unbind(1)
+        path, noise = self.heads(self.trunk(x, t)).reshape(len(x), 2, *x.shape[1:]).unbind(1)
         return path, noise
 
 

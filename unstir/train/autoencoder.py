@@ -33,8 +33,8 @@ from ..codecs.autoencoders import Autoencoder
 from ..data import Dataset
 from . import ema, order
 from .autoencoder_config import AutoencoderConfig
-from .checkpoint import checkpoints, read_state, restore, save, tidy
-from .config import device_of, learning_rate
+from .checkpoint import check_unchanged, earlier, read_state, restore, save, tidy
+from .config import changes, device_of, learning_rate
 from .interrupt import interruptible
 from .patch_gan import PatchDiscriminator, adaptive_weight, hinge
 from .perceptual import perceptual
@@ -124,21 +124,13 @@ def fit_autoencoder(
     optimizer = torch.optim.Adam(groups, lr=config.lr, betas=(0.5, 0.9))
     counters: dict[str, int] = {"images": 0, "skipped": 0, "in_a_row": 0}
 
-    found = checkpoints(folder)
+    found = earlier(folder, config.resume)
     identity = config.identity() | {"dataset": dataset.fingerprint()}
-    if found and not config.resume:
-        raise ValueError(f"out={str(folder)!r} already holds a run; pass resume=True (--resume) or another folder")
     folder.mkdir(parents=True, exist_ok=True)
     tidy(folder)
     if found:
         before = read_state(found[-1])["identity"]
-        changed = [
-            f"{k} {before.get(k)} → {identity.get(k)}" for k in {**before, **identity} if before.get(k) != identity.get(k)
-        ]
-        if changed and not config.override:
-            raise ValueError(
-                f"the run in {folder} was started otherwise: {', '.join(changed)}; pass override=True (--override) to go on"
-            )
+        check_unchanged(folder, changes({**before, **identity}, before, identity), config.override)
         state = restore(found[-1], codec, averages, optimizer, beside)
         counters = {name: state[name] for name in counters}
     return _run(codec, beside, averages, optimizer, counters, dataset, validation or dataset, config, identity, progress)

@@ -31,6 +31,20 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / "checkpoints").glob("*") if p.is_dir() and p.name.isdigit())
 
 
+def earlier(folder: Path, resume: bool) -> list[Path]:
+    """The checkpoints that a run in `folder` goes on from; ValueError if there are some and it is not to."""
+    found = checkpoints(folder)
+    if found and not resume:
+        raise ValueError(f"out={str(folder)!r} already holds a run; pass resume=True (--resume) or another folder")
+    return found
+
+
+def check_unchanged(folder: Path, changed: str, override: bool) -> None:
+    """ValueError if a run is resumed otherwise than it was started, `changed` says how, and that is not wanted."""
+    if changed and not override:
+        raise ValueError(f"the run in {folder} was started otherwise: {changed}; pass override=True (--override) to go on")
+
+
 def save(
     folder: Path,
     network: nn.Module,

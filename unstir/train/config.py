@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -200,8 +201,12 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     old = {name: value for name, value in default.items() if name not in _BOOKKEEPING}
     before = old | {"objective": now.get("objective")} | before  # which the first runs did not keep
     names = [n for n in (*default, "dataset", "objective", "auxiliary") if n not in _BOOKKEEPING]
-    changed = [n for n in names if before.get(n) != now.get(n)]
-    return ", ".join(f"{n} {before.get(n)} → {now.get(n)}" for n in changed)
+    return changes(names, before, now)
+
+
+def changes(names: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The named entries that differ, "lr 0.001 → 0.002, batch 64 → 128"."""
+    return ", ".join(f"{n} {before.get(n)} → {now.get(n)}" for n in names if before.get(n) != now.get(n))
 
 
 def learning_rate(config: TrainConfig, images: int) -> float:

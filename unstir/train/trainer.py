@@ -16,7 +16,7 @@ from torch import nn
 from ..data import Buckets, Dataset
 from ..denoiser import Denoiser
 from .batch import ahead, drawer
-from .checkpoint import checkpoints, read_state, restore, save, snapshot, tidy
+from .checkpoint import check_unchanged, earlier, read_state, restore, save, snapshot, tidy
 from .config import TrainConfig, device_of, difference
 from .interrupt import interruptible
 from .objective import Objective
@@ -90,9 +90,7 @@ def fit(
     check_shapes(model.to(device), dataset, validation or dataset)
 
     with world(device) as where:
-        found = checkpoints(folder)
-        if found and not resume:
-            raise ValueError(f"out={str(folder)!r} already holds a run; pass resume=True (--resume) or another folder")
+        found = earlier(folder, resume)
         run = _prepare(model, dataset, objective, config, where, device)
         identity = config.identity() | {"dataset": dataset.fingerprint(), "objective": objective.described}
         if objective.described == config.objective().described:
@@ -104,11 +102,7 @@ def fit(
             tidy(folder)
         where.wait()
         if found:
-            changed = difference(read_state(found[-1]).get("identity", {}), identity)
-            if changed and not override:
-                raise ValueError(
-                    f"the run in {folder} was started otherwise: {changed}; pass override=True (--override) to go on"
-                )
+            check_unchanged(folder, difference(read_state(found[-1]).get("identity", {}), identity), override)
             averages = {name: _network(a) for name, a in run.averages.items()}
             state = restore(found[-1], network, averages, run.optimizer, run.learned)
             run.counters = Counters(**{name: state.get(name, value) for name, value in _saved(run.counters).items()})

@@ -114,6 +114,11 @@ def learn(
             source.teach(guide, numbers[: count - hard], keep)
             for numbers, count, hard in zip(pools, (samples, validation), hards, strict=True)
         ]
+        used = pools[1].stop
+
+        def unseen(first: int, count: int) -> list[Chunk]:
+            return source.teach(guide, range(used + first, used + first + count), keep)
+
         for n in budgets:
             fixed, tried = fixed_plans(source, runner, plain[1], n, end, base)
             form = {"lags": lags if lags is not None or n <= FULL else LAGS, "free": not keep_invariants, "shifts": shifts}
@@ -148,11 +153,6 @@ def learn(
                     gauss_newton(runner, fit, both[0], both[1], last, robust=stage == 1, focus=focus, pull=pull, report=report)
             rivals = [Fixed(plan_error(source, runner, plan, both[1]), plan) for _, plan in fixed[:RIVALS]]
             rival = min(rivals, key=lambda fixed: fixed.error)
-            used = pools[1].stop
-
-            def unseen(count: int, first: int = used) -> list[Chunk]:
-                return source.teach(guide, range(first, first + count), keep)
-
             few = probe(plain[1])
             plans[n] = finish(source, runner, fit, rival, both[0], both[1], unseen, few, tried, guide, guard, note)
     return plans[budgets[0]] if isinstance(nfe, int) else plans

@@ -16,6 +16,7 @@ from .starts import Fixed, plan_error, squared_errors
 from .teacher import Chunk, Cond, Source, weights
 
 WORSE = 1.05  # a Fréchet distance so many times the base's is a loss, beyond what few samples leave open
+Unseen = Callable[[int, int], list[Chunk]]
 SURE = 2.0  # standard errors by which a learned plan has to be better on unseen noises
 DIMS = 24
 
@@ -54,7 +55,7 @@ def finish(
     base: Fixed,
     train: Sequence[Chunk],
     held: Sequence[Chunk],
-    unseen: Callable[[int], list[Chunk]],
+    unseen: Unseen,
     few: Sequence[Chunk],
     tried: Mapping[str, float],
     teacher: Plan,
@@ -63,7 +64,7 @@ def finish(
 ) -> Plan:
     """The learned plan with its record, or the base with the reason why it was kept.
 
-    unseen: count -> so many plain samples that nothing was chosen by; they have the last word.
+    unseen: (first, count) -> so many plain samples that nothing was chosen by; they have the last word.
     few, tried: the samples on which all fixed plans were tried, and the errors there.
     """
     assert fit.best is not None
@@ -109,15 +110,18 @@ def finish(
 
 
 def _last_word(
-    source: Source, runner: Runner, plans: tuple[Plan, Plan], unseen: Callable[[int], list[Chunk]], count: int
+    source: Source, runner: Runner, plans: tuple[Plan, Plan], unseen: Unseen, count: int
 ) -> tuple[float, float, float]:
     """The errors of two plans on unseen noises, and by how many standard errors the second's mean square is larger.
 
     A few noises that end in another mode decide a mean square, so where this is below `SURE`, four times as many are drawn.
     """
-    found = (0.0, 0.0, 0.0)
-    for more in (1, 4):
-        own, other = (torch.cat(squared_errors(source, runner, plan, unseen(more * count))) for plan in plans)
+    found, squares = (0.0, 0.0, 0.0), ([], [])
+    for first, more in ((0, count), (count, 3 * count)):
+        chunks = unseen(first, more)
+        for known, plan in zip(squares, plans, strict=True):
+            known.extend(squared_errors(source, runner, plan, chunks))
+        own, other = (torch.cat(known) for known in squares)
         gap = other - own
         sure = float(gap.mean() / (gap.std() / len(gap) ** 0.5).clamp_min(1e-300))
         found = (float(own.mean().sqrt()), float(other.mean().sqrt()), sure)
